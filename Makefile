@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs notebooks deploy trial results results-latents results-text-to-image tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero notebooks deploy trial results results-latents results-text-to-image tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,15 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed
 	$(BIN)/genflow families --into README.md
 	$(BIN)/genflow recipe --into docs/recipe.md
+
+# the documentation as a site in build/site, to be read at http://127.0.0.1:8001
+site: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "$(BIN)/python -m http.server 8001 --bind 127.0.0.1 --directory build/site"
+
+# the README's walk between two pictures, from a store with a run of `genflow run text_to_image` (RUN; default: latest)
+hero: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.hero $(or $(RUN),latest)
 
 # the notebooks of docs/notebooks with their outputs (two minutes on two cores), from an empty folder
 notebooks: $(VENV)/.installed
@@ -76,6 +85,7 @@ tables: $(VENV)/.installed
 chaos: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py --kills $(or $(KILLS),3) --seed $(or $(SEED),0) $(addprefix --family ,$(FAMILY))
 
+# dist/genflow_ray-*.whl; GENFLOW_URL=https://... states the repository, for links and pictures on an index page
 wheel: $(VENV)/.installed
 	$(BIN)/pip wheel -q --no-deps -w dist .
 

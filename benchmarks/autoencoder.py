@@ -28,7 +28,8 @@ from genflow.maths.similarity import psnr, ssim
 from genflow.recipe.compose import assignments, compose
 from genflow.recipe.schema import Recipe
 from genflow.storage.store import Store
-from genflow.training.loop import fit, with_average
+from genflow.training.ema import with_average
+from genflow.training.loop import fit
 from genflow.training.session import Session
 
 HELD_OUT = 256  # rows

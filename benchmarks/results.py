@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from genflow.cli import console
+from genflow.cli.progress import Progress
 from genflow.errors import GenflowError
 from genflow.evaluation.interval import over_trainings
 from genflow.evaluation.metrics.base import number
@@ -90,7 +91,7 @@ def execute(plan: Plan, pipeline: Json, overrides: Json, store: Store) -> tuple[
     found: Found = {name: {} for name in plan.rows}
     problems: list[str] = []
     document = {"pipeline": pipeline, "overrides": overrides}
-    with console.Progress() as progress:
+    with Progress() as progress:
 
         def on_event(event: Json) -> None:
             progress(event)

@@ -109,9 +109,11 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     sample = _sample_options(family, facts, recipe.sample, forget=options.get("forget", 1.0))
     chosen = dict(recipe.net) or (dict(init.net) if init else {})
     if chosen.get("kind", "auto") == "auto":
-        chosen["kind"] = family.default_net_for(facts)
+        default = family.default_net_for(facts)
+        chosen = {**default, **chosen, "kind": default["kind"]}
     if recipe.net or not init:  # else the net is that of the run to start from, whatever the size
-        chosen = {**nets.of_size(chosen["kind"], recipe.size, facts.shape), **chosen}
+        sized = nets.of_size(chosen["kind"], recipe.size, facts.shape)
+        chosen = {**chosen, **sized, **{key: value for key, value in recipe.net.items() if key != "kind"}}
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:

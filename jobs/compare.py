@@ -14,7 +14,9 @@ from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.schema import parse
 from genflow.storage.store import Artifact, Store
 from genflow.system.documents import Json
+from genflow.training.verdict import cautions
 from jobs.evaluate import finished_rows, measure_runs, runs_with_data
+from jobs.runtime import report_run
 from jobs.runtime.entrypoint import Emit, execute
 
 STAGE = Stage(
@@ -46,8 +48,12 @@ def main(document: Json, emit: Emit) -> Compared:
         raise UsageError(f"runs of different datasets cannot be compared: {mixed}")
     rows = measure_runs(store, _fitted(store, document, emit), emit)
     if existing := store.get("reports", page.address(rows)):
-        return result(existing, rows, cached=True)
-    return result(page.build(store, rows), rows, cached=False)
+        return result(store, existing, rows, cached=True)
+    report = page.build(store, rows)
+    dataset, sentences = (rows[0]["dataset_name"], rows[0]["dataset"]), verdict(page.with_unique_names(rows))
+    title = f"comparison of {len(rows)} runs"
+    report_run.send(store, report, "comparison", title, dataset, ("report.html",), sentences, emit)
+    return result(store, report, rows, cached=False)
 
 
 def _fitted(store: Store, document: Json, emit: Emit) -> Json:
@@ -66,10 +72,10 @@ def find(document: Json) -> Compared | None:
     store = Store()
     rows = finished_rows(store, runs_with_data(store, document), parse(document["recipe"]))
     existing = store.get("reports", page.address(rows)) if rows else None
-    return result(existing, rows, cached=True) if existing and rows else None
+    return result(store, existing, rows, cached=True) if existing and rows else None
 
 
-def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compared:
+def result(store: Store, artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compared:
     """The document that the command prints.
 
     Raises:
@@ -77,6 +83,8 @@ def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compa
     """
     if cached:
         artifact.verify()
+    named = page.with_unique_names(rows)
+    warned = cautions({row["name"]: store.find("runs", row["run"]).meta for row in named})
     return {
         "schema": "genflow.compare/1",
         "report": artifact.id,
@@ -84,7 +92,8 @@ def result(artifact: Artifact, rows: list[Evaluation], *, cached: bool) -> Compa
         "runs": [row["run"] for row in rows],
         "cached": cached,
         "best": best(rows),
-        "verdict": verdict(page.with_unique_names(rows)),
+        "cautions": warned,
+        "verdict": [*warned, *verdict(named)],
         "rows": rows,
     }
 

@@ -16,6 +16,7 @@ from genflow.pipeline.results import PipelineDone
 from genflow.pipeline.stages import Program, Stage, function
 from genflow.recipe.schema import parse
 from genflow.storage.store import Store
+from genflow.system import events
 from genflow.system.documents import Json
 from jobs.runtime.entrypoint import Emit, execute, run_and_report
 
@@ -26,6 +27,7 @@ def main(document: Json, emit: Emit) -> PipelineDone:
     pipeline = load(described, str(described.get("name", "pipeline")), document.get("overrides"))
     made: dict[str, Json] = {}
     failed: dict[str, Json] = {}  # by stage: the stage that failed first, and its error
+    emit("stages", total=len(pipeline.stages))
     _find_existing(pipeline, made, failed, emit)
     cached = len(made) == len(pipeline.stages)
     if len(made) + len(failed) < len(pipeline.stages):
@@ -120,7 +122,7 @@ def _run(pipeline: Pipeline, made: dict[str, Json], failed: dict[str, Json], emi
                 emit("stage", name=node.name, job=node.job, status="running")
                 cpus = 0 if node.recipe.cluster.workers > 1 else node.stage.cores
                 task = ray.remote(num_cpus=cpus, num_gpus=_gpus(node), max_retries=0)(_stage_task)
-                running[task.remote(node.job, node.document(made, failed), _environment())] = node
+                running[task.remote(node.job, node.document(made, failed), _environment(node))] = node
         if not running:
             continue
         (ready, *_), _ = ray.wait(list(running))
@@ -159,18 +161,17 @@ def _raise_failures(pipeline: Pipeline, made: dict[str, Json], failed: dict[str,
             raise kind(f"stage {name}: {failure['message']}", hint)
 
 
-def _environment() -> dict[str, str]:
+def _environment(node: Node) -> dict[str, str]:
     """Environment variables for a stage's worker, whose Ray may have started with others."""
-    return {"GENFLOW_STORE": Store().url} | {
+    return {"GENFLOW_STORE": Store().url, events.STAGE: node.name} | {
         name: os.environ[name] for name in ("MLFLOW_TRACKING_URI", "GENFLOW_VERBOSE") if name in os.environ
     }
 
 
 def _stage_task(job: str, document: Json, environment: dict[str, str]) -> Json:
     """Run a stage in a Ray worker: progress goes to standard output, and the result or error is returned."""
-    from genflow.system import events
-
     os.environ.update(environment)
+    events.emit("waiting", stage=job, what="starting")  # until now the task has waited for a free core
     if getattr(_program(job), "STAGE", Stage(makes="")).device:
         from jobs.runtime.gpus import claim
 

@@ -13,9 +13,8 @@ from genflow.system.documents import Json
 from genflow.system.source_hash import digest
 from genflow.tables import document as tables
 from genflow.tables import formatting, page
-from genflow.tracking import database, sync
-from genflow.tracking.journal import Journal, journal_path
-from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete
+from jobs.runtime import report_run
+from jobs.runtime.entrypoint import Emit, execute
 
 TEMPLATES = ("genflow/tables/page.html.j2", "genflow/evaluation/report/templates")
 
@@ -57,7 +56,8 @@ def main(document: Json, emit: Emit) -> Json:
         parents = list(dict.fromkeys(row["run"] for seeds in found.values() for row in seeds.values()))
         meta = {"verdict": made["verdict"], "dataset": made["dataset"], "inputs": key(document)}
         artifact = staged.commit(parents=parents, meta=meta)
-    _journal(store, artifact, made, emit)
+    files, dataset = ("report.html", "tables.md", "tables.json"), (made["dataset_name"], made["dataset"])
+    report_run.send(store, artifact, "tables", artifact.id, dataset, files, made["verdict"], emit)
     return result(artifact, cached=False)
 
 
@@ -92,25 +92,6 @@ def result(artifact: Artifact, *, cached: bool) -> Json:
         artifact.verify()
     document: dict[str, Any] = json.loads(artifact.file("tables.json").read_text(encoding="utf-8"))
     return {**document, "path": str(artifact.path), "cached": cached}
-
-
-def _journal(store: Store, artifact: Artifact, document: Json, emit: Emit) -> None:
-    """Log the tables, the report and every quantity to MLflow, as a separate run."""
-    database.prepare(store)
-    path, dataset = journal_path(store.root, artifact.id), document["dataset_name"]
-    with Journal(path, experiment=dataset, name=artifact.id) as journal:
-        journal.tags({"kind": "tables", "dataset": document["dataset"]})
-        values = {
-            f"{method}/{name.replace('@', '_at_')}": quantity["value"]
-            for method, described in document["methods"].items()
-            for name, quantity in described["quantities"].items()
-            if isinstance(quantity.get("value"), int | float)
-        }
-        journal.metrics(0, values, stream=artifact.id)
-        for name in ("report.html", "tables.md", "tables.json"):
-            journal.artifact(artifact.file(name), "tables")
-        journal.status("FINISHED")
-    warn_if_incomplete(emit, artifact.id, sync.replay(store, artifact.id, deadline_s=30))
 
 
 if __name__ == "__main__":

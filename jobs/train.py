@@ -9,14 +9,16 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from genflow import __version__
+from genflow import __version__, families
 from genflow.errors import GenflowError, UsageError
 from genflow.launch import capacity
 from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
-from genflow.recipe.schema import Cluster, Recipe, flatten, parse
+from genflow.recipe.files import read
+from genflow.recipe.schema import Cluster, Recipe, parse
 from genflow.recipe.sizes import SMALLEST
 from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence, size_of
 from genflow.storage.store import Artifact, Store
@@ -24,8 +26,10 @@ from genflow.system import devices, environment
 from genflow.system.documents import Json
 from genflow.system.peak_memory import peak
 from genflow.tracking import database, sync
-from genflow.tracking.journal import Journal, Status, journal_path
+from genflow.tracking.journal import Journal, Status, curves, journal_path
+from genflow.tracking.parameters import parameters
 from genflow.tracking.sender import Sender
+from genflow.training import forecast, verdict
 from genflow.training.checkpoint import Checkpoints, is_complete, of_run, read_state
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
@@ -132,7 +136,22 @@ def result(run: Artifact, *, cached: bool) -> Trained:
         "parameters": meta.get("parameters"),
         "world": meta.get("world"),
         "texts": meta.get("texts"),
+        "passes": meta.get("passes"),
+        "trend": meta.get("trend"),
+        "stopped_early": meta.get("stopped_early"),
+        "longer": _longer(run),
     }
+
+
+def _longer(run: Artifact) -> str:
+    """The command that trains longer; empty for a run that another version of genflow made."""
+    meta = run.meta
+    with contextlib.suppress(GenflowError):
+        starts = families.family_class(meta["family"]).teacher == "optional"
+        file = run.file("recipe.yaml")
+        recipe = parse(read(file))
+        return forecast.continuation(recipe, run.id, file.parent, meta["steps"], starts=starts)
+    return ""
 
 
 def _parents(run: RunPlan) -> list[str]:
@@ -163,7 +182,8 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
     # Closed before a worker opens it: on NFS, another node would overwrite lines that this node still buffers.
     with Journal(path, experiment=run.dataset.name, name=run.name) as journal:
         journal.tags(tags)
-        journal.params(flatten(run.recipe.model_dump(mode="json")))
+        journal.params(parameters(run.recipe))
+        _log_dataset(run, journal)
         journal.artifact(folder / "recipe.yaml")
         journal.status("RUNNING")
     sender = Sender(store, run.id)
@@ -174,7 +194,7 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
             yield
             journal.sync_with_bucket()  # fetches the worker's lines, if it was on another machine
             if weights := Checkpoints(folder / "checkpoints").newest():
-                journal.model(weights, run.name, step=int(weights.name.removeprefix("step_")))
+                _log_end(run, journal, weights, folder)
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
@@ -184,6 +204,31 @@ def _journal_sent_to_mlflow(store: Store, run: RunPlan, emit: Emit) -> Iterator[
             journal.close()
             sender.finish(deadline_s=30)
             warn_if_incomplete(emit, run.id, sender.sent)
+
+
+def _log_dataset(run: RunPlan, journal: Journal) -> None:
+    """Log the dataset as MLflow's own: its columns, rows by split, and fingerprint."""
+    facts = run.data_facts
+    columns = [{"type": "binary", "name": "image", "required": True}]
+    columns += [{"type": "long", "name": "label", "required": True}] if facts.classes else []
+    columns += [{"type": "string", "name": "caption", "required": False}] if facts.captions else []
+    profile = {**facts.splits, "shape": list(facts.shape), "classes": facts.classes}
+    digest, schema = facts.fingerprint[:16], {"mlflow_colspec": columns}
+    journal.dataset(run.dataset.path, run.dataset.name, digest, schema=schema, profile=profile)
+
+
+def _log_end(run: RunPlan, journal: Journal, weights: Path, folder: Path) -> None:
+    """Log the model, what the training took, and a description with the newest samples.
+
+    The time and the size are at step 0, so that MLflow shows them as bars of runs.
+    """
+    state, step = read_state(weights), int(weights.name.removeprefix("step_"))
+    minutes, size = state["seconds"] / 60, state["parameters"]
+    journal.model(weights, run.name, step=step)
+    journal.metrics(0, {"minutes": round(minutes, 2), "parameters": size}, stream="training")
+    told = f"{step:,} steps in {minutes:.1f} min · {size:,} parameters"
+    newest = max(folder.glob("samples/*.png"), default=None)
+    journal.description(told, newest, f"Not measured yet: `genflow evaluate {run.id}`")
 
 
 def _check_resources(recipe: Recipe) -> None:
@@ -257,6 +302,8 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
     if weights is None:
         raise GenflowError(f"the run {run.id} ended without a checkpoint", "run the same command again")
     state = read_state(weights)
+    history = (state.get("moments") or {}).get("history", [])
+    stopped = bool(run.recipe.train.patience and history and history[-1]["position"] < 1)
     return {
         "family": run.recipe.family["kind"],
         "net": run.recipe.net["kind"],
@@ -272,8 +319,33 @@ def _describe(store: Store, run: RunPlan) -> dict[str, Any]:
         "cpu_seconds": round(state["cpu_seconds"], 2),
         "parameters": state["parameters"],
         "world": run.recipe.cluster.workers,
+        "passes": round(state["images"] / _rows(store, run), 4),
+        "passes_before": _passes_before(store, run),
+        "trend": verdict.of_history(history) or _trend_of_losses(store, run),
+        "stopped_early": stopped,
         "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores",
     }
+
+
+def _rows(store: Store, run: RunPlan) -> int:
+    """The number of training rows: of the dataset, of its latents, or of a teacher's pairs."""
+    pairs = run.recipe.data.pairs
+    return int(store.find("pairs", pairs).meta["pairs"]) if pairs else run.facts.splits["train"]
+
+
+def _passes_before(store: Store, run: RunPlan) -> float:
+    """The passes over the same data of the run that this one starts from."""
+    before = store.get("runs", run.recipe.init) if run.recipe.init else None
+    same = before is not None and before.meta.get("fingerprint") == run.data_facts.fingerprint
+    return (verdict.passes_of(before.meta) or 0.0) if before and same else 0.0
+
+
+def _trend_of_losses(store: Store, run: RunPlan) -> verdict.Trend | None:
+    """The trend of the training loss, from the journal; None if the loss does not show the progress."""
+    if not families.family_class(run.recipe.family["kind"]).validates:
+        return None
+    found = curves(journal_path(store.root, run.id))
+    return verdict.of_losses(next((points for name, points in found.items() if name.startswith("train/loss")), []))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_the_net_follows_from_the_data() -> None:
             continue  # the net is the source's
         plain = parse({"family": {"kind": kind}})
         for facts in (FACTS["points"], GREY) if learns(kind, FACTS["points"]) else (GREY,):
-            assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)
+            assert build.resolve(plain, facts).net["kind"] == families.family_class(kind).default_net_for(facts)["kind"]
         assert build.resolve(plain.replace(net={"kind": "auto"}), GREY) == build.resolve(plain, GREY)
         own = build.resolve(plain, GREY).net["kind"]
         assert build.resolve(plain.replace(net={"kind": own, "width": 8}), GREY).net["width"] == 8
@@ -176,3 +176,16 @@ def test_a_run_on_other_captions_is_no_start(theirs: str, message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}$"):
         build.resolve(parse({"family": {"kind": "flow_matching"}}), facts, began, other)
     assert build.resolve(parse({"family": {"kind": "flow_matching"}}), facts, recipe("flow_matching", facts), facts)
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch"), [((4, 16, 16), 4), ((16, 8, 8), 2), ((16, 32, 32), 4), ((16, 10, 20), 2), ((16, 9, 9), 0)]
+)
+def test_latents_have_a_transformer(shape: tuple[int, int, int], patch: int) -> None:
+    """The patch gives 16 tokens for a side of 8 or 16; options of the recipe win; a GAN keeps its own net."""
+    latents = DataSpec(shape, None, autoencoder="ae-1")
+    plain = parse({"family": {"kind": "flow_matching"}, "net": {"depth": 1}})
+    net = build.resolve(plain, latents).net
+    assert (net["kind"], net["depth"], net["width"]) == ("dit", 1, 192)
+    assert net["patch"] == patch
+    assert build.resolve(parse({"family": {"kind": "gan"}}), latents).net["kind"] == "fixup"

@@ -31,7 +31,7 @@ FLOORS = (
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 RAY = ("jobs", "genflow.launch.ray_jobs")  # in the second only inside functions
 MLFLOW = tuple(
-    f"genflow.tracking.{name}" for name in ("mlflow_client", "journal_replay", "model_package", "pyfunc_model")
+    f"genflow.tracking.{name}" for name in ("mlflow_client", "journal_replay", "model_package", "pyfunc_model", "pages")
 )
 ROOT_FILES = 8  # modules at the root of genflow/, at most
 SHIMS = {"replicas", "proxy"}  # old import paths, for Serve configuration files written by genflow 0.1

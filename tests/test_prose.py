@@ -18,8 +18,8 @@ BREAK = r"\W*\s\W*"
 FIELD = r"\{[^{}\"']*\}"  # an expression in an f-string
 SOURCES = ("genflow", "jobs", "benchmarks", "tests", "deploy", "docs", "pipelines")
 GENERATED = (ROOT / "docs" / "results",)
-KEPT = {("genflow/serving/playground.html", "beside")}  # the name of a field in links that users have shared
-SUFFIXES = (".md", ".j2", ".html", ".yaml")
+KEPT = {("genflow/serving/playground/links.js", "beside")}  # the name of a field in links that users have shared
+SUFFIXES = (".md", ".j2", ".html", ".js", ".yaml")
 TEXT = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 Area = tuple[Path, bool]  # a folder, and whether its subfolders belong to it
 

@@ -102,7 +102,7 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
     }  # fmt: skip
     ran = []
     for args in commands(ROOT / "README.md"):
-        if args[0] in ("ui", "jobs", "serve", "endpoints", "recommend"):
+        if args[0] in ("ui", "jobs", "serve", "endpoints", "recommend", "quickstart"):
             continue
         if {"--cluster", "--latents", "--prompt"} & {*args}:
             continue

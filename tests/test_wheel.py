@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import ROOT
@@ -39,6 +41,32 @@ def test_the_wheel_adds_one_package(installed):
     """The wheel adds only `genflow` to site-packages; `jobs` and `pipelines` are not top-level packages."""
     assert {p.name for p in installed.iterdir() if not p.name.endswith(".dist-info")} == {"genflow"}
     assert {p.name for p in (installed / "genflow/_home").iterdir()} == {"jobs", "pipelines", "cluster.yaml"}
+
+
+def test_the_page_on_an_index_has_no_broken_links(installed, monkeypatch):
+    """Without the repository's address no relative link is left; with it, links and pictures are absolute."""
+    (metadata,) = installed.glob("*.dist-info/METADATA")
+    text = metadata.read_text(encoding="utf-8")
+    assert "# genflow" in text
+    assert "pip install" in text
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+    assert "Classifier: Topic :: Scientific/Engineering :: Artificial Intelligence" in text
+
+    monkeypatch.syspath_prepend(ROOT)
+    import hatch_build
+
+    given = "# A\n\n![a cat](docs/cat.png)\n\n*Drawn by a [run](docs/run.md).*\n\nSee [more](docs/b.md#x)."
+    assert hatch_build.for_elsewhere(given, "") == "# A\n\nSee more."
+    url = "https://host.example/me/genflow"
+    found = hatch_build.for_elsewhere(given, url)
+    assert f"![a cat]({url}/raw/HEAD/docs/cat.png)" in found
+    assert f"[more]({url}/blob/HEAD/docs/b.md#x)" in found
+    monkeypatch.setenv("GENFLOW_URL", f"{url}/")
+    stated: dict[str, Any] = {}
+    hatch_build.Readme(str(ROOT), {}).update(stated)
+    assert stated["urls"]["Repository"] == url
 
 
 def test_a_job_runs_from_the_wheel(installed, tmp_path):

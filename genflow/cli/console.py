@@ -8,15 +8,11 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from genflow.errors import GenflowError, UsageError
+from genflow.system.folding import column_groups, terminal_room
 from genflow.system.streams import note as note  # part of the output of a command
-
-if TYPE_CHECKING:  # `genflow --help` imports this module
-    from genflow.system.events import Event
-
-EVERY_SECONDS = 10.0  # between two progress lines without a terminal
 
 
 def is_live() -> bool:
@@ -62,18 +58,48 @@ def date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """A plain-text table: the first `left` columns are left-aligned, the others right-aligned."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, room: int | None = None) -> str:
+    """A plain-text table: the first `left` columns are left-aligned, the others right-aligned.
+
+    Args:
+        headers: of the columns.
+        rows: cells of text.
+        left: the number of left-aligned columns.
+        room: columns of the terminal, above which the table is folded; 0: any; None: those of standard output.
+    """
     cells = [[str(cell) for cell in row] for row in [headers, *rows]]
     widths = [max(width(row[i]) for row in cells) for i in range(len(headers))]
+    room = terminal_room() if room is None else room
 
-    def line(row: Sequence[str]) -> str:
-        spaces = [" " * (w - width(cell)) for cell, w in zip(row, widths, strict=True)]
-        padded = [cell + pad if i < left else pad + cell for i, (cell, pad) in enumerate(zip(row, spaces, strict=True))]
+    def line(row: Sequence[str], columns: list[int]) -> str:
+        spaces = [" " * (widths[i] - width(row[i])) for i in columns]
+        padded = [row[i] + pad if i < left else pad + row[i] for i, pad in zip(columns, spaces, strict=True)]
         return "  ".join(padded).rstrip()
 
-    first, *rest = (line(row) for row in cells)
-    return "\n".join([first, "  ".join("─" * w for w in widths), *rest])
+    tables = []
+    for columns in column_groups(widths, _repeated(widths, left, room), room):
+        first, *rest = (line(row, columns) for row in cells)
+        tables.append("\n".join([first, "  ".join("─" * widths[i] for i in columns), *rest]))
+    return "\n\n".join(tables)
+
+
+def _repeated(widths: Sequence[int], left: int, room: int) -> int:
+    """How many of the first columns each part of a folded table repeats: those that name a row."""
+    return 1 if room and widths[0] > 2 else min(2, left)
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """A sentence in lines that fit the terminal on standard output, if it is one; no word is split.
+
+    Args:
+        text: without line breaks.
+        indent: of all lines but the first.
+    """
+    if not (room := terminal_room()):
+        return text
+    import textwrap
+
+    return textwrap.fill(text, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def width(text: str) -> int:
@@ -127,118 +153,3 @@ def confirm(question: str, consequence: str, yes: bool) -> None:
         raise UsageError(consequence, "add --yes to confirm")
     if input(question).strip().lower() not in ("y", "yes"):
         raise SystemExit(0)
-
-
-class Progress:
-    """Show the events of a job: a bar per task on a terminal, otherwise a line per task every few seconds."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._live: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._printed_at: dict[str, float] = {}
-        self._table = ""  # the best trials of a search, shown above the bars
-        self._best: Any = None
-        self._quiet = quiet
-
-    def __enter__(self) -> "Progress":
-        if is_live() and not self._quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn
-            from rich.progress import Progress as RichProgress
-            from rich.text import Text
-
-            outer = self
-
-            class Bars(RichProgress):
-                """Progress bars below the table of trials, if there is one."""
-
-                def get_renderables(self) -> Any:
-                    yield from [Text(outer._table, no_wrap=True, overflow="ellipsis")] if outer._table else []
-                    yield from super().get_renderables()
-
-            self._live = Bars(
-                TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.fields[text]}"),
-                console=Console(stderr=True), transient=False,
-            )  # fmt: skip
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
-
-    def __call__(self, event: "Event") -> None:
-        """Show an event."""
-        match event["event"]:
-            case "progress":
-                self._progress(event)
-            case "trials":
-                self._trials(event)
-            case "stage":
-                self._stage(event)
-            case "warning":
-                self._print(f"warning: {event['message']}" + (f" ({event['hint']})" if event.get("hint") else ""))
-            case "note":
-                self._print(event["message"])
-
-    def _progress(self, event: "Event") -> None:
-        what = str(event.get("run") or event.get("dataset") or "")
-        task = f"{event['stage']:<8} {what.rpartition('-')[0] or what}"
-        share = event.get("position")
-        if share is None:
-            share = event["step"] / max(1, event.get("steps") or 1)
-        text = describe(event, share)
-        if self._live:
-            if task not in self._tasks:
-                self._tasks[task] = self._live.add_task(task, total=1.0, text="")
-            self._live.update(self._tasks[task], completed=min(1.0, share), text=text)
-            return
-        now = time.monotonic()
-        if not self._quiet and (now - self._printed_at.get(task, -1e9) >= EVERY_SECONDS or share >= 1):
-            self._printed_at[task] = now
-            note(f"{task}  {share:4.0%}  {text}")
-
-    def _trials(self, event: "Event") -> None:
-        """Show the trials of a search: a live table on a terminal, otherwise a line per finished trial."""
-        if self._live:
-            header, lines = trial_rows(event["metrics"], event["keys"], event["rows"])
-            self._table = table(header, lines, left=2) if lines else ""
-            self._live.refresh()
-            return
-        if not event["over"]:
-            return
-        row, metric = event["row"], event["metrics"][0]
-        value = f"{metric} {row['values'][metric]:.4g}" if metric in row["values"] else row.get("why", "")
-        best = event["rows"][0]["trial"] == row["trial"] and row["status"] == "finished"
-        params = "  ".join(f"{key}={format_setting(x)}" for key, x in row["params"].items())
-        self._print(f"trial {row['trial']:<4} {row['status']:<9} {value}{'  (best)' if best else ''}  {params}")
-
-    def _stage(self, event: "Event") -> None:
-        text = {"cached": "cached", "skipped": "skipped: a stage that it needs failed", "failed": "failed"}
-        if event["status"] in text:
-            from genflow.pipeline import stages
-
-            artifact = stages.artifact(event["job"], event.get("document", {}))
-            more = f" ({artifact})" if artifact else ""
-            more = f": {event['message']}" if event["status"] == "failed" else more
-            self._print(f"{event['job']:<8} {event['name']}  {text[event['status']]}{more}")
-
-    def _print(self, text: str) -> None:
-        if self._live:
-            self._live.console.print(text, markup=False, highlight=False)
-        elif not self._quiet:
-            note(text)
-
-
-def describe(event: "Event", share: float) -> str:
-    """The numbers of a progress event as text."""
-    parts = [f"{event['step']:,}/{event['steps']:,}" if event.get("steps") else f"{event['step']:,}"]
-    if (loss := event.get("loss")) is not None:
-        parts.append(f"loss {loss:.4g}")
-    if rate := event.get("images_per_second") or event.get("rate"):
-        parts.append(f"{rate:,.0f} img/s")
-    if what := event.get("what"):
-        parts.append(str(what))
-    if event.get("eta") is not None and share < 1:
-        parts.append(f"ETA {duration(event['eta'])}")
-    return "  ".join(parts)

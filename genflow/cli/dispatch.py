@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genflow.cli import console
+from genflow.cli.progress import Progress
 from genflow.errors import UsageError
 from genflow.specs import DataSpec
 from genflow.system.documents import Json
@@ -16,6 +17,8 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.recipe.schema import Recipe
     from genflow.storage.store import Store
 
+OnEvent = Callable[[Json], float | None]
+
 
 def is_verbose() -> bool:
     """Whether -v was given."""
@@ -24,10 +27,10 @@ def is_verbose() -> bool:
 
 def send(
     stage: str, document: Json, store: "Store", cluster: bool, address: str,
-    *, json: bool, on_event: Callable[[Json], None] | None = None,
+    *, json: bool, on_event: OnEvent | None = None, details: bool = True,
 ) -> Json:  # fmt: skip
     """`run` for a command: if the user detaches with Ctrl-C, the command exits, and prints the job if `json`."""
-    done = run(stage, document, store, cluster, address, on_event)
+    done = run(stage, document, store, cluster, address, on_event, details=details, pictures=not json)
     if done.get("schema") == "genflow.job/1":
         if json:
             console.document(done)
@@ -37,7 +40,7 @@ def send(
 
 def run(
     stage: str, document: Json, store: "Store", cluster: bool, address: str,
-    on_event: Callable[[Json], None] | None = None,
+    on_event: OnEvent | None = None, *, details: bool = True, pictures: bool = True,
 ) -> Json:  # fmt: skip
     """Send a job, show its progress, and return its result; after Ctrl-C on a cluster, a `genflow.job/1` document.
 
@@ -47,16 +50,20 @@ def run(
         store: store of this machine.
         cluster: True runs the job on a Ray cluster, False in a child process on this machine.
         address: address of the cluster's dashboard; empty uses RAY_API_SERVER_ADDRESS, RAY_ADDRESS or 127.0.0.1:8265.
-        on_event: an additional callback for every event.
+        on_event: an additional callback for every event; it may return the seconds that are left.
+        details: whether to show the plans and pictures of a pipeline's stages.
+        pictures: whether to show pictures in a terminal.
     """
     from genflow.launch import local, remote
 
-    with console.Progress() as progress:
+    with Progress(details=details, pictures=pictures) as progress:
+        progress({"event": "waiting", "stage": stage, "what": "starting PyTorch and Ray"})
 
         def handle(event: Json) -> None:
             progress(event)
-            if on_event:
-                on_event(event)
+            left = on_event(event) if on_event else None
+            if left is not None:
+                progress.remaining(left)
 
         if cluster:
             return remote.run_on_cluster(stage, document, store, handle, address=address, verbose=is_verbose())

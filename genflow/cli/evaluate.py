@@ -93,6 +93,8 @@ def show_table(done: Json) -> None:
     """Print the table of a comparison."""
     from genflow.evaluation.report.table import columns, rows
 
+    if cautions := done.get("cautions"):
+        print("\n".join(console.wrapped(sentence) for sentence in cautions) + "\n")
     print(console.table(columns(done), rows(done), left=2))
 
 

@@ -13,12 +13,12 @@ from genflow.commands.references import find_run
 
 def export(
     run: RunRef,
-    to: Annotated[str, typer.Option(help="Format: safetensors, diffusers or torch_export.")] = "safetensors",
+    to: Annotated[str, typer.Option(help="Format: safetensors, diffusers, torch_export or onnx.")] = "safetensors",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder to write; default: NAME-export.")] = None,
-    device: Annotated[str, typer.Option(help="Device of the program that torch_export writes.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Device of the programs that torch_export writes.")] = "cpu",
     prompt: Annotated[
         list[str],
-        typer.Option(help="Words whose embeddings go to diffusers; repeatable; --prompts FILE: one on each line."),
+        typer.Option(help="Words whose embeddings are exported, too; repeatable; --prompts FILE: one on each line."),
     ] = [],
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with a prompt on each line.", hidden=True)

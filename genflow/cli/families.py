@@ -62,7 +62,8 @@ def _describe(kind: str, family: "type[Family]") -> Json:
         "guidance": "guidance" in options,
         "codes": has_encoder(family),
         "teacher": family.teacher,
-        "exports": forms(family),
+        "exports": list(forms(family)),
+        "export_names": list(forms(family).values()),
         "learns_pairs": family.learns_pairs,
         "preset": read(preset) if preset.is_file() else {},
     }
@@ -84,7 +85,7 @@ def _row(found: Json) -> tuple[str, ...]:
         _conditional(found),
         "yes" if found["codes"] else NONE,
         found["teacher"],
-        ", ".join(form for form in found["exports"] if form != "safetensors") or NONE,
+        ", ".join(name for name in found["export_names"] if name != "safetensors"),
     )
 
 

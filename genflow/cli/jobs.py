@@ -7,6 +7,7 @@ import typer
 from genflow.cli import console
 from genflow.cli.dispatch import is_verbose
 from genflow.cli.options import Address, AsJson
+from genflow.cli.progress import Progress
 from genflow.cli.words import Listing
 
 app = typer.Typer(cls=Listing, help="List, follow and stop jobs on a cluster; alone, list them.")
@@ -48,7 +49,7 @@ def attach(
     """Show the progress of a job until it ends."""
     from genflow.launch import remote
 
-    with console.Progress() as progress:
+    with Progress() as progress:
         done = remote.attach(address, job, progress, verbose=is_verbose())
     if json:
         console.document(done)

@@ -23,6 +23,7 @@ def recommend(
     """Recommend a run, sampler and number of steps to deploy, from all measurements in the store."""
     from genflow.evaluation import selection
     from genflow.storage.store import Store
+    from genflow.training.verdict import cautions
 
     most_ms = parse_latency(max_latency) if max_latency else None
     store = Store()
@@ -30,12 +31,16 @@ def recommend(
     most_fd = parse_quality(min_quality, choices[0]["fd"]["floor"]) if min_quality else None
     chosen = selection.choose(choices, most_ms, most_fd)
     best = selection.front(choices)
+    runs = {choice["run"]: choice["name"] for choice in choices}
+    named = {name if list(runs.values()).count(name) == 1 else run: run for run, name in runs.items()}
+    warned = cautions({name: store.find("runs", run).meta for name, run in named.items()})
     document = {
         "schema": "genflow.recommend/1",
         **chosen,
         "commands": commands(chosen),
         "front": best,
         "measured": len(choices),
+        "cautions": warned,
         "warning": selection.warning(choices),
         "max_latency_ms": most_ms,
         "max_fd": most_fd,
@@ -43,15 +48,15 @@ def recommend(
     if json:
         console.document(document)
         return
-    if document["warning"]:
-        print(f"{document['warning']}\n")
+    if first := [*warned, *([document["warning"]] if document["warning"] else [])]:
+        print("\n".join(console.wrapped(sentence) for sentence in first) + "\n")
     rows = [_row(point, point is chosen) for point in best]
     if not any(point is chosen for point in best):
         rows.insert(0, _row(chosen, True))
     fd, few = f"{chosen['fd_name']} (95 %)", f" ({chosen['fd']['n']:,})" if chosen["fd_name"] != "fd" else ""
     header = ("", "run", "family", "sampler", "steps", "nfe", fd, f"× floor{few}", "ms alone", "ms in 64")
     print(console.table(header, rows, left=4))
-    print(f"\n{summary_sentence(chosen, len(choices))}")
+    print(f"\n{console.wrapped(summary_sentence(chosen, len(choices)))}")
     console.next_commands(*document["commands"])
 
 

@@ -50,7 +50,7 @@ def run(
         return
     console.note(f"plan     {', '.join(_plan_line(node) for node in stages.stages)}")
     inputs = {"pipeline": document, "overrides": overrides}
-    done = send("pipeline", inputs, Store(), cluster, address, json=json)
+    done = send("pipeline", inputs, Store(), cluster, address, json=json, details=False)
     if json:
         console.document(done)
         return

@@ -20,6 +20,7 @@ from genflow.commands.references import (
 )
 from genflow.errors import DIVERGED, UsageError, nearest
 from genflow.system.documents import Json
+from genflow.system.folding import terminal_room
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.storage.store import Store
@@ -87,13 +88,13 @@ def tables(
         return
     print_ = print if dry_run else console.note
     for line in left.summary(study, data):
-        print_(line)
+        print_(console.wrapped(line, "         "))
     if dry_run:
         rows = [(row["stage"], row["job"], row["artifact"], row["state"]) for row in left.rows]
         print(console.table(("stage", "job", "artifact", "state"), rows, left=4))
         return
     document = {"pipeline": stages, "overrides": overrides}
-    done = send("pipeline", document, store, cluster, address, json=json, on_event=left.update)
+    done = send("pipeline", document, store, cluster, address, json=json, on_event=left.update, details=False)
     made: Json = next(stage for stage in done["stages"] if stage["job"] == "tables")
     if out:
         shutil.copyfile(Path(made["path"]) / FORMS[out.suffix], out)
@@ -108,10 +109,13 @@ def tables(
 def _show(made: Json, out: Path | None) -> None:
     from genflow.tables import formatting
 
+    room = terminal_room()
+    if cautions := made.get("cautions"):
+        print("\n".join(console.wrapped(sentence) for sentence in cautions) + "\n")
     for table in made["tables"]:
-        print(formatting.as_text(table) + "\n")
-    print("\n".join(formatting.claim_line(claim) for claim in made["claims"]) + "\n")
-    print("\n".join(made["verdict"]))
+        print(formatting.as_text(table, room) + "\n")
+    print("\n".join(console.wrapped(formatting.claim_line(claim), "  ") for claim in made["claims"]) + "\n")
+    print("\n".join(console.wrapped(sentence) for sentence in made["verdict"] if sentence not in (cautions or [])))
     print(f"\nreport   {Path(made['path']) / 'report.html'}{'  cached' if made['cached'] else ''}")
     if out:
         print(f"         {out}")
@@ -193,7 +197,6 @@ class RemainingWork:
         self.training = training
         self.cores = cores
         self._began = 0.0
-        self._printed_at = 0.0
         self._spent = 0.0
 
     @classmethod
@@ -252,20 +255,14 @@ class RemainingWork:
             *on,
         ]
 
-    def update(self, event: Json) -> None:
-        """Update the estimate after a pipeline event, and print it at most every 30 s."""
+    def update(self, event: Json) -> float | None:
+        """After a stage has ended, the seconds that the others still take; else None."""
         self._began = self._began or time.monotonic()
         if event["event"] != "stage" or event["status"] in ("running", "cached"):
-            return
+            return None
         self._spent += self.seconds.pop(event["name"], 0.0)
-        now = time.monotonic()
-        if not self.seconds or now - self._printed_at < 30:
-            return
-        self._printed_at = now
-        pace = (now - self._began) / self._spent if self._spent else 1 / self.cores
-        left = pace * sum(self.seconds.values())
-        done = len(self.rows) - len(self.seconds)
-        console.note(f"         {done} of {len(self.rows)} stages; ETA {console.duration(left)}")
+        pace = (time.monotonic() - self._began) / self._spent if self._spent else 1 / self.cores
+        return pace * sum(self.seconds.values()) if self.seconds else None
 
 
 def _measured(store: "Store") -> dict[bool, float]:

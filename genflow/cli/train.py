@@ -137,12 +137,21 @@ def _plan_line(node: "Node") -> str:
 
 
 def _show(done: Json) -> None:
+    from genflow.training import forecast, verdict
+
     print(f"run      {done['name']}  ({done['run']}){'  cached' if done['cached'] else ''}")
     rate = f"{done['images'] / max(done['seconds'], 1e-9):,.0f} img/s"
-    took = f"{done['steps']:,} steps, {done['images']:,} images, {console.duration(done['seconds'])} ({rate})"
-    print(f"         {took} · {done['path']}")
-    if grids := sorted(Path(done["path"]).glob("samples/*.png")):
-        print(f"         samples: {grids[-1]}")
+    passes = "" if done["passes"] is None else f" ({forecast.in_words(done['passes'])})"
+    took = f"{done['steps']:,} steps, {done['images']:,} images{passes}, {console.duration(done['seconds'])} ({rate})"
+    print(f"         {took}\n         {done['path']}")
+    if done["trend"]:
+        early = "; stopped early" if done["stopped_early"] else ""
+        print(f"loss     {verdict.in_a_line(done['trend'])}{early}")
+    folder = Path(done["path"])
+    if grids := sorted(folder.glob("samples/*.png")):
+        print(f"samples  {grids[-1]}")
+    if (animation := folder / "training.gif").is_file():
+        print(f"         {animation}")
     name = done["run"]
     use = use_of(name, done["family"], done["dataset"], texts=done["texts"])
-    console.next_commands(use, f"genflow evaluate {name}", "genflow ui")
+    console.next_commands(use, f"genflow evaluate {name}", *([done["longer"]] if done["longer"] else []), "genflow ui")

@@ -125,7 +125,7 @@ def _make_latents(
         show_stages(graph.load(document, "--latents auto"), json)
         return ""
     console.note("plan     autoencoder, then its latents, then the search")
-    done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json)
+    done = send("pipeline", {"pipeline": document, "overrides": {}}, store, cluster, address, json=json, details=False)
     return str(done["stages"][-1]["latents"])
 
 

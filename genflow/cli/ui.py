@@ -17,16 +17,22 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: any free port.")] = 5000,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
-    """Start the MLflow UI on 127.0.0.1, and print the addresses of the store's page and of the Ray dashboard.
+    """Start the MLflow UI on 127.0.0.1, and print its address and those of the store's page and the Ray dashboard.
 
-    First send what MLflow lacks, such as after an outage. If MLFLOW_TRACKING_URI names a server, print its address.
+    It opens at the newest run's experiment, with quality and time in columns. First send what MLflow lacks, such as
+    after an outage. If MLFLOW_TRACKING_URI names a server, print its address.
     """
+    import contextlib
+    import signal
     import subprocess
+    import tempfile
+    import time
     import webbrowser
 
     from genflow.storage.store import Store
     from genflow.system import environment
-    from genflow.tracking import database, sync
+    from genflow.tracking import database, pages, sync
+    from genflow.tracking.experiments import VIEW
     from genflow.tracking.mlflow_client import without_password
 
     environment.set_defaults()
@@ -42,8 +48,10 @@ def ui(
     sent = sync.sync(store, limit_s=SEND_S)
     if not sent.complete:
         console.note(f"warning: MLflow lacks some data of this store: {sent.problem}")
+    shown = sync.newest_experiment(store)
+    table = f"#/experiments/{shown}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}" if shown else ""
     if re.match("https?:", uri):
-        address = without_password(uri)
+        address = f"{without_password(uri).rstrip('/')}/{table}"
         print(f"MLflow         {address}   (the server that MLFLOW_TRACKING_URI names)", flush=True)
         if open_browser:
             webbrowser.open(address)
@@ -51,19 +59,35 @@ def ui(
     port = port or environment.free_port()
     if not environment.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow ui --port 0")
-    address = f"http://127.0.0.1:{port}"
-    print(f"MLflow         {address}/#/experiments   (press Ctrl-C to stop)", flush=True)
     dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     running = not environment.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
     print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
-    if open_browser:
-        webbrowser.open(address)
-    process = subprocess.Popen(database.ui_command(store, "127.0.0.1", port))
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        return
-    if code:
-        raise SetupError(f"the MLflow server failed with exit code {code}", "genflow doctor")
+    command = database.ui_command(store, "127.0.0.1", port)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, stdin=subprocess.DEVNULL,
+            start_new_session=True,  # the server has processes of its own, which end with it
+        )  # fmt: skip
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            while process.poll() is None and not environment.answers(port):
+                time.sleep(0.1)
+            if process.poll() is None:
+                # the first page of the server's own start leads to the newest experiment
+                address = f"http://127.0.0.1:{port}/{'' if pages.is_registered() else table}"
+                print(f"MLflow         {address}   (press Ctrl-C to stop)", flush=True)
+                if open_browser:
+                    webbrowser.open(address)
+            code = process.wait()
+        except KeyboardInterrupt:
+            return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            signal.signal(signal.SIGTERM, before)
+        if code:
+            log.seek(0)
+            said = log.read().decode("utf-8", "replace").strip().splitlines()[-1:]
+            why = f": {said[0]}" if said else ""
+            raise SetupError(f"the MLflow server failed with exit code {code}{why}", "genflow doctor")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from genflow.errors import GenflowError, UsageError, nearest
-from genflow.evaluation.results import headlines
+from genflow.evaluation.results import floors, headlines
 from genflow.recipe.files import read
 from genflow.specs import DataSpec
 from genflow.storage.artifact import Artifact
@@ -56,8 +56,7 @@ class RunRow:
     @property
     def floors(self) -> float | None:
         """The fd as a multiple of the fd of real pictures, which can be compared between datasets."""
-        found = self.measured["metrics"]["fd"] if self.measured else {}
-        return found["value"] / found["floor"] if found.get("floor") else None
+        return floors(self.measured) if self.measured else None
 
     @property
     def likelihood(self) -> Json | None:
@@ -120,18 +119,11 @@ def picture(store: Store, row: RunRow) -> bytes | None:
 
 def headline(row: RunRow) -> str:
     """What one line says of a run: its fd, the multiple of the floor, bits/dim, and the time of training."""
-    from genflow.evaluation.metrics.base import number
-    from genflow.evaluation.metrics.likelihood import likelihood_text
+    from genflow.evaluation.headline import headline as quality
 
     parts = [f"{row.steps:,} steps" if row.steps is not None else "", minutes(row.minutes)]
     if row.measured and row.fd is not None:
-        fd = row.measured["metrics"]["fd"]
-        times = f", {row.floors:.1f} times that of real {_noun(row)}" if row.floors else ""
-        interval = f"{number(fd['low'])} to {number(fd['high'])}"
-        parts.insert(0, f"fd {number(row.fd)} ({interval}, {fd['n']:,} samples){times}")
-        if row.likelihood:
-            unit = "" if row.likelihood["unit"] != "bits/dim" else " bits/dim"
-            parts.insert(1, f"{likelihood_text(row.likelihood)}{unit}")
+        parts = [*quality(row.measured), *parts]
     elif row.state == FINISHED:
         parts.insert(0, "not measured yet")
     return " · ".join(part for part in parts if part)
@@ -142,10 +134,6 @@ def minutes(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.1f} min" if value < 100 else f"{value:,.0f} min"
-
-
-def _noun(row: RunRow) -> str:
-    return "pictures" if row.likelihood is None or row.likelihood["unit"] == "bits/dim" else "points"
 
 
 def _finished(run: Artifact, measured: Json | None) -> RunRow:

@@ -32,11 +32,12 @@ from genflow.data.shards import FACTS, Dataset
 from genflow.evaluation import metrics, samples, sweep
 from genflow.evaluation.features import clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
+from genflow.evaluation.headline import headline
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.evaluation.metrics import r_precision
 from genflow.evaluation.metrics.base import Metric, Samples
 from genflow.evaluation.progress import BOUND, ESTIMATE, Progress
-from genflow.evaluation.results import Evaluation, Identity, headlines
+from genflow.evaluation.results import Evaluation, Identity, floors, headlines
 from genflow.evaluation.sample_grids import render_all
 from genflow.evaluation.samples import DrawnFeatures, Executor, Share, draw_features
 from genflow.recipe.files import read
@@ -272,19 +273,38 @@ def _work(
 
 
 def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluation, artifact: Artifact) -> None:
-    """Log to the run's journal, with nfe as the step, so that MLflow plots quality against evaluations."""
+    """Log to the run's journal.
+
+    Quality is at step 0: then MLflow ranks runs by bars, and a new measurement replaces the old one. The sweep has nfe
+    as the step, so that MLflow plots quality against evaluations; its names say that it has fewer samples.
+    """
     with Journal(journal_path(store.root, run.id), experiment=dataset.name, name=run.name) as journal:
         for point in document["sweep"]:
-            journal.metrics(point["nfe"], {"eval/fd": point["fd"]["value"]}, stream=f"{artifact.id}/sweep")
+            name = f"sweep/fd_of_{point['fd']['n']}_samples"
+            journal.metrics(point["nfe"], {name: point["fd"]["value"]}, stream=f"{artifact.id}/sweep")
         values = {f"quality/{name}": metric["value"] for name, metric in document["metrics"].items()}
+        if multiple := floors(document):
+            values["quality/fd_x_floor"] = multiple
         if document["likelihood"]:
             values[f"quality/{document['likelihood']['unit'].replace('/', '_per_')}"] = document["likelihood"]["value"]
         values["quality/ms_batch_64"] = document["speed"]["ms_batch_64"]
         if headlines(store).get(run.id, document)["evaluation"] == document["evaluation"]:  # a run has one fd
-            journal.metrics(document["nfe"], values, stream=artifact.id)
+            # four digits are more than the interval gives, and fit into a column of MLflow's table
+            journal.metrics(0, {name: float(f"{value:.4g}") for name, value in values.items()}, stream=artifact.id)
+            quality, details = _described(run, document)
+            journal.description(quality, artifact.file("grid.png"), details)
         journal.artifact(artifact.file("metrics.json"), "evaluation")
         journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))
         if artifact.files(f"{PROMPTS}/*"):  # MLflow shows the tables that the tag names
             journal.artifact(artifact.path / PROMPTS, f"evaluation/{PROMPTS}")
             table = {"path": f"evaluation/{PROMPTS}/prompts.json", "type": "table"}
             journal.tags({"mlflow.loggedArtifacts": json.dumps([table])})
+
+
+def _described(run: Artifact, document: Evaluation) -> tuple[str, str]:
+    """A run's quality, and its likelihood, training and the command that draws from it, in Markdown."""
+    quality, *likelihood = headline(document)
+    steps, seconds = (document["training"].get(key) for key in ("steps", "seconds"))
+    trained = [f"{steps:,} steps"] if steps else []
+    trained += [f"{seconds / 60:.1f} min"] if seconds else []
+    return f"**{quality}**", " · ".join([*likelihood, *trained, f"`genflow sample {run.id}`"])

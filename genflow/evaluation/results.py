@@ -1,7 +1,7 @@
 """The types of an evaluation's document, metrics.json (schema genflow.evaluate/1; see `evaluate`)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NotRequired, TypedDict
 
 from genflow.errors import DataError
@@ -26,6 +26,12 @@ def documents(store: Store, newest: int = 0) -> Iterator[tuple[Artifact, dict[st
             warn(error)
         else:
             yield artifact, json.loads(text)
+
+
+def floors(document: Mapping[str, Any]) -> float | None:
+    """The fd as a multiple of the fd of real pictures, which can be compared between datasets."""
+    fd = document["metrics"]["fd"]
+    return fd["value"] / fd["floor"] if fd.get("floor") else None
 
 
 def headlines(store: Store) -> dict[str, dict[str, Any]]:

@@ -33,10 +33,10 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.families.base import Family, Samples
+from genflow.families.base import Call, Exported, Family, Samples
 from genflow.maths import imagenet
 from genflow.maths.imagenet import PerceptualDistance
-from genflow.maths.rng import Rng
+from genflow.maths.rng import Rng, SampleRng
 from genflow.maths.similarity import psnr
 from genflow.maths.wide import wide, wide_type
 from genflow.specs import DataSpec, NetSpec
@@ -132,8 +132,8 @@ class Autoencoder(Family):
             imagenet.require("family.perceptual")
 
     @classmethod
-    def default_net_for(cls, facts: DataSpec) -> str:
-        return cls.default_net
+    def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
+        return {"kind": cls.default_net}
 
     def prepare(self, position: float) -> None:
         self._position = position
@@ -167,6 +167,10 @@ class Autoencoder(Family):
         numbers["psnr"] = psnr(back.detach(), x).mean()
         return terms.mean(), numbers
 
+    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        self.prepare(-1.0)  # without the discriminator, which changes in training
+        return super().validation_loss(batch, rng)
+
     @property
     def _plays(self) -> bool:
         """Whether the discriminator learns and is used, at this position of the training."""
@@ -199,6 +203,15 @@ class Autoencoder(Family):
     @torch.no_grad()
     def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         return self._reconstruct(code * self.latent_deviation + self.latent_mean).clamp(-1, 1)
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        """Both halves; there is no loop that draws pictures."""
+        none = SampleRng([], "none")
+        calls = {
+            "encoder": Call(lambda x, label: self.encode(x, label, none), {"x": self.facts.shape}),
+            "decoder": Call(lambda z, label: self.decode(z, label, none), {"z": self.code_shape}),
+        }
+        return Exported("none", calls)
 
     @torch.no_grad()
     def finish(self, data: Callable[[int], Batch]) -> None:

@@ -7,14 +7,14 @@ All families have the same direction of time: t = 0 is data, t = 1 is noise.
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.maths.rng import Rng
+from genflow.maths.rng import Rng, SampleRng
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
 
@@ -30,6 +30,38 @@ class Samples:
 DIAGNOSE_EVERY = 20  # training steps between calls of `diagnose`; fixed, because a rollback changes the result
 
 Watcher = Callable[[Tensor, Tensor], None]  # called with x_t and the estimate of x_0, both (B, C, H, W)
+
+@dataclass(frozen=True)
+class Call:
+    """A function of tensors that an export writes as one program.
+
+    Args:
+        run: run(*tensors, *conditions) -> (N, ...), or several; a condition is what a net reads: labels, or captions.
+        inputs: the shapes of the tensors by name, without the batch dimension; () for a number per row.
+        conditions: 1, or 2 if the condition without a label is an input, too.
+    """
+
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+    inputs: dict[str, tuple[int, ...]]
+    conditions: int = 1
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How a family samples where genflow is not installed: its programs, and the loop that calls them.
+
+    Args:
+        loop: of `genflow/sampling/templates/sampler.py.j2`.
+        calls: by name; a loop of one pass calls `net`.
+        values: of the loop, for the template.
+        note: what differs from `genflow sample`; empty if nothing does.
+    """
+
+    loop: str
+    calls: dict[str, Call]
+    values: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
 
 Kind = Literal["exact-dequantized", "lower-bound", "ode-estimate"]
 
@@ -75,6 +107,8 @@ class Family(nn.Module, ABC):
             calls the nets directly, equally often on every worker, without second derivatives.
         default_net: the kind of net for pictures, if the recipe names none.
         is_autoencoder: whether it learns latents for other families to train on, and draws no pictures of its own.
+        validates: whether its loss on held-out rows falls as it improves; the losses of a game do not.
+        drawing: the time of a network evaluation in sampling, relative to one in training without gradients.
         facts: the properties of the data.
         noise_shape: the shape of the noise that sampling starts from, without the batch dimension.
         weaker: the weaker run for autoguidance, or ().
@@ -90,6 +124,8 @@ class Family(nn.Module, ABC):
     shardable: ClassVar[bool] = True
     default_net: ClassVar[str] = "unet"
     is_autoencoder: ClassVar[bool] = False
+    validates: ClassVar[bool] = True
+    drawing: ClassVar[float] = 1.0
 
     def __init__(self, facts: DataSpec) -> None:
         super().__init__()
@@ -118,9 +154,13 @@ class Family(nn.Module, ABC):
         return {"net": NetSpec(facts.shape, facts.shape, time=True)}
 
     @classmethod
-    def default_net_for(cls, facts: DataSpec) -> str:
-        """The default kind of net for the data: the MLP for points, `default_net` for pictures and latents."""
-        return "mlp" if facts.is_points else cls.default_net
+    def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
+        """The default section `net`: the MLP for points, a transformer for latents, else `default_net`."""
+        if facts.is_points:
+            return {"kind": "mlp"}
+        if facts.is_latents and cls.default_net == "unet":
+            return _transformer(facts)
+        return {"kind": cls.default_net}
 
     @classmethod
     def require_packages(cls, **options: Any) -> None:
@@ -147,6 +187,13 @@ class Family(nn.Module, ABC):
             batch: the rows of this worker; the loss is a mean over them.
             rng: source of all random draws.
         """
+
+    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        """A scalar that falls as the family improves, of held-out rows; called without gradients, in eval mode.
+
+        Before it, `prepare(1.0)` is called, so that the values of all positions are comparable.
+        """
+        return self.loss(self.players[0], batch, rng)[0]
 
     @abstractmethod
     def sample(self, noise: Tensor, label: Label, rng: Rng) -> Samples:
@@ -188,6 +235,18 @@ class Family(nn.Module, ABC):
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
         """The diffusers scheduler for this family's path, and its options; None if there is none."""
         return None
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        """How samples are drawn without genflow; by default in one pass of `sample`, which must draw no random numbers.
+
+        Args:
+            options: of `sample`, complete and checked.
+        """
+        return Exported("one_pass", {"net": Call(lambda z, label: self._one_pass(z, label, options), {
+            "noise": self.noise_shape})})  # fmt: skip
+
+    def _one_pass(self, noise: Tensor, label: Label, options: dict[str, Any]) -> Tensor:
+        return self.sample(noise, label, SampleRng([], "none"), **options).x
 
     # Called by the training loop in addition to `loss`.
 
@@ -243,3 +302,13 @@ class Family(nn.Module, ABC):
 def has_encoder(family: type[Family]) -> bool:
     """Whether a family can encode pictures."""
     return family.encode is not Family.encode
+
+
+def _transformer(facts: DataSpec) -> dict[str, Any]:
+    """A transformer for latents: 16 tokens if the side is at most 16. A CPU learns more in equal time than by a U-Net.
+
+    Captions are read by the net that sees each of their words.
+    """
+    _, H, W = facts.shape
+    patch = next((p for p in (4, 2) if H % p == W % p == 0 and min(H, W) >= 4 * p), 0)
+    return {"kind": "mmdit" if facts.text else "dit", "patch": patch, "width": 192, "heads": 3}

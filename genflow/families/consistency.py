@@ -37,8 +37,8 @@ from torch import Tensor, nn
 from genflow import families
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.families.base import Family, Samples
-from genflow.families.gaussian import Gaussian
+from genflow.families.base import Call, Exported, Family, Samples
+from genflow.families.gaussian import Gaussian, path_values
 from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import Time, along, over
 from genflow.maths.rng import Rng
@@ -206,6 +206,14 @@ class Consistency(Family):
             x = x.clamp(-1, 1) if self.facts.bounded else x
             self.show(y, x)
         return Samples(x, net.nfe)
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        values = path_values(self._view[0], False) | {
+            "steps": options["steps"], "power": math.log(options["middle"]) / math.log(0.5), "inverse": True,
+            "farthest": self.farthest, "bounded": self.facts.bounded, "interval": (0.0, 1.0),
+        }  # fmt: skip
+        call = Call(lambda x, t, label: self.net(x, t, label).float(), {"x": self.facts.shape, "t": ()})
+        return Exported("jumps", {"net": call}, values)
 
 
 def _source(options: object) -> tuple[type[Family], dict[str, Any]]:

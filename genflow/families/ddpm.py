@@ -160,6 +160,9 @@ class Ddpm(Gaussian):
         method = f"variational bound, {self.bound_levels} levels"
         return LogLikelihood(nats, "lower-bound", stderr, net.nfe, method)
 
+    def path_options(self) -> dict[str, Any]:
+        return {"unit": self.unit} if self.edm else {"schedule": self.schedule, "T": self.T}
+
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
         if self.edm or self.T != 1000:
             return None

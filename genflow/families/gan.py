@@ -63,6 +63,7 @@ class Gan(Family):
     steps = "1"
     players = ("discriminator", "generator")
     shardable = False
+    validates = False
     default_net: ClassVar[str] = "fixup"
 
     def __init__(

@@ -7,22 +7,37 @@ noise at the other end of its ODE trajectory.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.families.base import Family, LogLikelihood, Samples
+from genflow.families.base import Call, Exported, Family, LogLikelihood, Samples
 from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided
-from genflow.maths.paths import Path, Prediction, Time, along, over, spaced_times, uniform_times, x0_from
+from genflow.maths.paths import (
+    DiscretePath,
+    EdmPath,
+    Path,
+    Prediction,
+    StraightPath,
+    Time,
+    along,
+    over,
+    ratio_ends,
+    spaced_times,
+    uniform_times,
+    x0_from,
+)
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import SAMPLERS, Denoise
 from genflow.specs import DataSpec
 from genflow.text import Label
 
+TABLE_STEPS = 1000  # of the table of a path that an exported sampler has no formula for
+HEUN_STEPS = 50  # of an exported run whose sampler is rk45
 CODE_STEPS = 50  # midpoint steps of encoding, and of decoding
 STRAIGHTNESS_STEPS = 50  # Euler steps for `straightness`
 NEAR_DATA = 1e-3  # the time at which encoding starts, because the ODE is undefined at t = 0
@@ -184,6 +199,28 @@ class Gaussian(Family):
 
         return led
 
+    def path_options(self) -> dict[str, Any]:
+        """What else the template of an exported sampler needs of the path."""
+        return {}
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        """The net, and one of the samplers; rk45, whose steps depend on the data, is exported as heun."""
+        sampler, note, steps = options["sampler"], "", options["steps"]
+        if sampler == "rk45":
+            sampler, steps = "heun", HEUN_STEPS
+            note = f"The run samples with rk45, whose steps depend on the data; this is heun with {steps} steps."
+        eta = {"ddpm": 1.0, "ddim": options["eta"]}.get(sampler, 0.0)
+        spacing = SAMPLERS[sampler].spacing if options["spacing"] == "auto" else options["spacing"]
+        low, high = ratio_ends(self.path)
+        values = path_values(self, options["clip"]) | {
+            "sampler": sampler if eta or sampler not in ("ddpm", "ddim") else "euler", "steps": steps, "eta": eta,
+            "spacing": spacing, "shift": options["shift"], "guidance": options["guidance"], "low": low, "high": high,
+            "interval": (options["guidance_low"], options["guidance_high"]),
+            "inverse": spacing != "uniform" or sampler == "midpoint",
+        }  # fmt: skip
+        call = Call(lambda x, t, label: self.net(x, t, label).float(), {"x": self.facts.shape, "t": ()})
+        return Exported("ode", {"net": call}, values, note)
+
     def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
         """velocity(y, u) = dy/du in the straight path's variables (maths/paths.py), for y (B, C, H, W) at u > 0.
 
@@ -238,6 +275,20 @@ class Gaussian(Family):
     def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         """The data at the end of the code's ODE trajectory, with as many steps as `encode`."""
         return ode_decode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
+
+
+def path_values(family: Gaussian, clip: bool) -> dict[str, Any]:
+    """The path of a family, and what its net predicts, as the template of an exported sampler names them."""
+    path = family.path
+    kind = {StraightPath: "straight", DiscretePath: "discrete", EdmPath: "edm"}.get(type(path), "table")
+    found: dict[str, Any] = {"path": kind, "predict": family.predict, "clip": clip and family.facts.bounded}
+    found["farthest_u"] = path.flow_time(1.0)
+    if kind == "table":
+        times = [max(t, path.cleanest) for t in uniform_times(TABLE_STEPS)[::-1]]
+        found["clocks"] = [path.net_time(t) for t in times]
+        found |= {name: [f(t) for t in uniform_times(TABLE_STEPS)[::-1]]
+                  for name, f in (("alphas", path.alpha), ("sigmas", path.sigma))}  # fmt: skip
+    return found | family.path_options()
 
 
 def _inside(path: Path, t: Time, low: float, high: float) -> bool | Tensor:

@@ -20,14 +20,14 @@ References:
     Improved Mean Flows (Geng et al., 2025), for the loss in V             https://arxiv.org/abs/2512.02012
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.families.base import Family, Samples
+from genflow.families.base import Call, Exported, Family, Samples
 from genflow.families.gaussian import ode_decode, ode_encode
 from genflow.maths import timesteps
 from genflow.maths.guidance import drop_labels
@@ -109,6 +109,9 @@ class MeanFlow(Family):
         square = (over(t - r, x) * slope).square().flatten(1).mean(1)
         return (rows * weight * error).mean(), {"error": error.detach().mean(), "correction": square.mean()}
 
+    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
+        return self.loss(self.players[0], batch, rng)[1]["error"]  # the loss has weights that hide its size
+
     def times(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draw training times t and r with 0 <= r <= t <= 1, (rows,) each."""
         a, b = (timesteps.draw("logit_normal", rows, rng, uniform_share=0.3) for _ in range(2))
@@ -163,6 +166,10 @@ class MeanFlow(Family):
             self.show(x, x - t * u)
             x = x - (t - r) * u
         return Samples(x, steps)
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        call = Call(lambda x, t, r, label: self.net(x, t, label, r).float(), {"x": self.facts.shape, "t": (), "r": ()})
+        return Exported("average_velocity", {"net": call}, {"steps": options["steps"]})
 
     @torch.no_grad()
     def encode(self, x: Tensor, label: Label, rng: Rng) -> Tensor:

@@ -20,7 +20,7 @@ References:
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.families.base import Family, Kind, LogLikelihood, Samples
+from genflow.families.base import Call, Exported, Family, Kind, LogLikelihood, Samples
 from genflow.maths import likelihood, mixture, timesteps
 from genflow.maths.guidance import cat_labels, class_numbers, drop_labels, no_label
 from genflow.maths.paths import StraightPath, uniform_times
-from genflow.maths.rng import Rng
+from genflow.maths.rng import Rng, SampleRng
 from genflow.maths.samplers import SAMPLERS
 from genflow.maths.wide import wide
 from genflow.specs import DataSpec, NetSpec
@@ -163,20 +163,43 @@ class Vae(Family):
             temperature: factor of the latent's noise.
             draw: whether to draw from the decoder's distribution of pixels; false: its mean.
         """
-        z = temperature * noise[:, : self.latent]
-        if self.mixture is not None:
-            choice = torch.special.ndtr(wide(noise[:, self.latent])).clamp(max=1 - 1e-9)
-            drawn = self.mixture.draw(z, choice, class_numbers(label, self.classes))
-            z = torch.where(self.mixture.fitted, drawn, z)  # no branch, for torch.export
-        elif self.prior is not None:
-            path, grid = StraightPath(), uniform_times(FLOW_STEPS)
-            z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), path, z, grid, rng)
+        z = self._drawn_latent(temperature * noise[:, : self.latent], noise, label, rng)
         x, log_scale = self._output_distribution(z, label)
         if draw:
             u = rng.uniform(x.shape).clamp(1e-5, 1 - 1e-5)
             x = x + log_scale.exp() * (torch.special.ndtri(u) if self.gaussian else torch.logit(u))
         nfe = 1 + FLOW_STEPS * (self.prior is not None)
         return Samples(x.clamp(-1, 1) if self.facts.bounded else x, nfe)
+
+    def _drawn_latent(
+        self, z: Tensor, noise: Tensor, label: Label, rng: Rng, limits: Tensor | None = None
+    ) -> Tensor:
+        """The latent (B, D) of the prior for standard normal z (B, D); `limits` are those of `Mixture.limits`."""
+        if self.mixture is not None:
+            score, number = wide(noise[:, self.latent]), class_numbers(label, self.classes)
+            if limits is None:
+                choice = torch.special.ndtr(score).clamp(max=1 - 1e-9)
+                drawn = self.mixture.draw(z, choice, number)
+            else:
+                k = (limits[number] <= score[:, None]).sum(1).clamp(max=limits.shape[1] - 1)
+                drawn = self.mixture.component(k, z)
+            z = torch.where(self.mixture.fitted, drawn, z)  # no branch, for torch.export
+        elif self.prior is not None:
+            path, grid = StraightPath(), uniform_times(FLOW_STEPS)
+            z = SAMPLERS["ab2"].run(lambda y, t: y - t * self._velocity(y, t, label), path, z, grid, rng)
+        return z
+
+    def exported(self, options: dict[str, Any]) -> Exported:
+        """One pass; the mean of the decoder's distribution, because a program draws nothing."""
+        limits = self.mixture.limits() if self.mixture is not None else None
+
+        def run(noise: Tensor, label: Label) -> Tensor:
+            z = options["temperature"] * noise[:, : self.latent]
+            x, _ = self._output_distribution(self._drawn_latent(z, noise, label, SampleRng([], "none"), limits), label)
+            return x.clamp(-1, 1) if self.facts.bounded else x
+
+        note = "The run draws the noise of its pixels, too; this is their mean." if options["draw"] else ""
+        return Exported("one_pass", {"net": Call(run, {"noise": self.noise_shape})}, note=note)
 
     @torch.no_grad()
     def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:

@@ -79,7 +79,20 @@ class Mixture(nn.Module):
         """
         total = wide(self.log_weight[label]).exp().cumsum(1)
         k = (total <= wide(choice)[:, None] * total[:, -1:]).sum(1).clamp(max=total.shape[1] - 1)
+        return self.component(k, eps)
+
+    def component(self, k: Tensor, eps: Tensor) -> Tensor:
+        """z = mu_k + root_k eps, (B, d), for components k (B,) and standard normal eps (B, d)."""
         return self.mean[k] + (self.root[k] @ eps[:, :, None]).squeeze(2)
+
+    def limits(self) -> Tensor:
+        """The standard normal quantile of each label's cumulative weights, (L, M).
+
+        Component k of `draw` is the number of limits that a standard normal score reaches. So an exported program
+        needs no error function, which onnxruntime lacks in double precision.
+        """
+        total = wide(self.log_weight).exp().cumsum(1)
+        return torch.special.ndtri(total / total[:, -1:]).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
 
     def log_density(self, z: Tensor, label: Tensor) -> Tensor:
         """log p(z | label) of z (B, d) in nats, (B,), in double precision."""

@@ -224,6 +224,15 @@ def uniform_times(steps: int) -> list[float]:
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
 
 
+def ratio_ends(path: Path) -> tuple[float, float]:
+    """The smallest and the largest sigma/alpha of a grid that is spaced by it: EDM's, within the path's own range."""
+
+    def ratio(t: float) -> float:
+        return path.sigma(t) / path.alpha(t) if path.alpha(t) else math.inf
+
+    return max(EDM_SIGMAS[0], ratio(path.cleanest)), min(EDM_SIGMAS[1], ratio(1.0))
+
+
 Spacing = Literal["uniform", "karras", "logsnr"]
 
 
@@ -239,11 +248,7 @@ def spaced_times(path: Path, steps: int, spacing: Spacing = "uniform", rho: floa
     """
     if spacing == "uniform":
         return uniform_times(steps)
-
-    def ratio(t: float) -> float:
-        return path.sigma(t) / path.alpha(t) if path.alpha(t) else math.inf
-
-    low, high = max(EDM_SIGMAS[0], ratio(path.cleanest)), min(EDM_SIGMAS[1], ratio(1.0))
+    low, high = ratio_ends(path)
     share = np.linspace(0, 1, steps)
     if spacing == "karras":
         ratios = (high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho

@@ -10,6 +10,8 @@ References:
     Normalizing Flows are Capable Generative Models (Zhai et al., 2024)   https://arxiv.org/abs/2412.06329
 """
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
@@ -29,6 +31,7 @@ READS_TEXT = True  # captions can stand in the place of labels
 # lr sqrt(width) OUTPUT_SCALE.
 OUTPUT_SCALE = 0.3
 
+Step = tuple[Tensor, Tensor, Tensor]  # a result, and the keys and values with those of one more patch
 Cache = list[Tensor]  # keys and values, (B, heads, patches so far, D) each; empty at first
 
 
@@ -50,12 +53,29 @@ class Layer(nn.Module):
 
     def attention(self, h: Tensor, cache: Cache | None) -> Tensor:
         """Attention of patches to themselves and earlier ones: of all patches, or with a cache of the newest one."""
-        B, N, D = h.shape
-        q, k, v = self.qkv(h).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).contiguous()
+        q, k, v = self._heads(h)
         if cache is not None:
             cache[:] = [torch.cat(pair, 2) for pair in zip(cache, (k, v), strict=True)] if cache else [k, v]
             k, v = cache
-        return self.out(attend(q, k, v, causal=cache is None).transpose(1, 2).reshape(B, N, D).to(h.dtype))
+        return self.out(attend(q, k, v, causal=cache is None).transpose(1, 2).reshape(h.shape).to(h.dtype))
+
+    def _heads(self, h: Tensor) -> Tensor:
+        """Queries, keys and values (3, B, heads, N, D/heads)."""
+        B, N, D = h.shape
+        return self.qkv(h).reshape(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4).contiguous()
+
+    def step(self, h: Tensor, keys: Tensor, values: Tensor, i: Tensor) -> Step:
+        """`forward` of patch i alone, h (B, 1, width), with keys and values (B, heads, N, D/heads) of fixed size.
+
+        So an exported program needs no loop over the patches: unrolled, the layers would be there once for each patch.
+        """
+        q, k, v = self._heads(self.norm1(h))
+        number = torch.arange(keys.shape[2], device=h.device)[None, None, :, None]
+        at = i[:, None, None, None]
+        keys, values = torch.where(number == at, k, keys), torch.where(number == at, v, values)
+        mask = torch.where(number <= at, 0.0, -math.inf).mT.to(h.dtype)
+        h = h + self.out(attend(q, keys, values, mask=mask).transpose(1, 2).reshape(h.shape))
+        return h + self.down(F.relu(self.up(self.norm2(h))).square()), keys, values
 
 
 class Block(nn.Module):
@@ -77,6 +97,26 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """x (B, N, D) -> z (B, N, D) and log |det dz/dx| (B,); with `inverse` from z to x."""
         return self._inverse(x, label, guidance) if inverse else self._forward(x, label)
+
+    def step(self, z: Tensor, before: Tensor, i: Tensor, label: Label, keys: Tensor, values: Tensor) -> Step:
+        """The parameters of patch i for the inverse, with the layers' keys and values of the earlier patches.
+
+        Args:
+            z: (B, D) patch i of the output; only its rows are read.
+            before: (B, D) patch i - 1 of the inverse; any numbers for the first patch.
+            i: (B,) the number of the patch.
+            label: the condition.
+            keys, values: (B, layers, heads, N, D/heads); those of patch i are filled in.
+        """
+        h = torch.where(i[:, None] == 0, self.start, self.enter(before))
+        h = (h + self.position[i] + self.condition(None, label, z))[:, None]
+        parts = []
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, Layer)
+            h, *part = layer.step(h, keys[:, number], values[:, number], i)
+            parts.append(part)
+        new_keys, new_values = (torch.stack(each, 1) for each in zip(*parts, strict=True))
+        return self.params(h)[:, 0], new_keys, new_values
 
     def _forward(self, x: Tensor, label: Label | None) -> tuple[Tensor, Tensor]:
         before = self.enter(x[:, :-1])
@@ -123,7 +163,9 @@ class TarFlow(nn.Module):
         super().__init__()
         C, H, W = ports.inputs
         self.patch, self.grid = patch, (H // patch, W // patch)
-        N, D = self.grid[0] * self.grid[1], C * patch**2
+        self.patches, self.block_count = self.grid[0] * self.grid[1], blocks
+        self.width, self.depth, self.heads = width, depth, heads
+        N, D = self.patches, C * patch**2
         self.blocks = nn.ModuleList(
             Block(N, D, Condition(width, classes, time=False, text=ports.text), width, depth, heads, bins)
             for _ in range(blocks)
@@ -153,6 +195,32 @@ class TarFlow(nn.Module):
             tokens = mapped.flip(1) if i % 2 else mapped
             log_det = log_det + change
         return F.pixel_shuffle(tokens.mT.unflatten(2, self.grid), self.patch), log_det
+
+    def step(
+        self, block: int, z: Tensor, before: Tensor, i: Tensor, keys: Tensor, values: Tensor,
+        labels: Sequence[Label], guidance: float = 1.0,
+    ) -> Step:  # fmt: skip
+        """Invert patch i of a block, in the order of the block; the last dimension of a patch is C patch^2.
+
+        Args:
+            block: its number.
+            z, before, i: as in `Block.step`.
+            keys, values: as in `Block.step`, for each of the labels in turn along the dimension of the layers.
+            labels: the condition; with guidance also the condition without a label.
+            guidance: the guidance scale.
+        """
+        own = self.blocks[block]
+        assert isinstance(own, Block)
+        parts = zip(labels, keys.chunk(len(labels), 1), values.chunk(len(labels), 1), strict=True)
+        params, new_keys, new_values = zip(*(own.step(z, before, i, label, k, v) for label, k, v in parts), strict=True)
+        used = params[0] if len(labels) == 1 else torch.lerp(params[1], params[0], guidance)
+        x, _ = splines.transform(z, used, own.bins, inverse=True)
+        return x, torch.cat(new_keys, 1), torch.cat(new_values, 1)
+
+    @property
+    def cache_shape(self) -> tuple[int, ...]:
+        """The shape of `keys` and of `values` for one label, without the batch dimension."""
+        return self.depth, self.heads, self.patches, self.width // self.heads
 
 
 def build(

@@ -63,6 +63,10 @@ class Trained(Made):
         parameters: the number of parameters of the nets.
         world: the number of workers.
         texts: the id of the text embeddings that it reads; empty or None: it reads labels.
+        passes: how often training has seen each row, on average.
+        trend: the loss in the last quarter of training, a `training.verdict.Trend`.
+        stopped_early: whether training ended before its budget (`train.patience`).
+        longer: the command that continues the training.
     """
 
     run: str
@@ -77,6 +81,10 @@ class Trained(Made):
     parameters: int | None
     world: int | None
     texts: str | None
+    passes: float | None
+    trend: Json | None
+    stopped_early: bool | None
+    longer: str
 
 
 class PairsWritten(Made):
@@ -172,10 +180,12 @@ class Compared(Evaluated):
 
     Attributes:
         report: the report's id.
-        verdict: the conclusions, as sentences.
+        cautions: what limits the comparison: budgets that differ, and models that are barely trained.
+        verdict: the conclusions, as sentences; the cautions come first.
     """
 
     report: str
+    cautions: list[str]
     verdict: list[str]
 
 

@@ -72,6 +72,7 @@ class Train(Section):
     decay: Annotated[float, Field(ge=0, le=1)] = 0.6  # final share of the budget, 0 to 1, over which lr falls to 0
     clip: Annotated[float, Field(gt=0)] = 5.0  # largest gradient norm
     ema: Annotated[float, Field(gt=0, le=0.25)] = 0.10  # sigma_rel of the power-function EMA, up to 0.25
+    patience: Natural = 0  # ninths of the budget without a lower held-out loss after which training ends; 0: never
     seed: Natural = 0  # seed of weights, batches and noise
     on_trouble: Literal["stop", "rollback"] = "stop"  # on divergence: stop, or reload a checkpoint and halve lr
     checkpoint_every: Positive = 500  # steps between checkpoints

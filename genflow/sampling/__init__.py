@@ -11,5 +11,6 @@
                      read the transformer of Stable Diffusion 3, and write a run as a pipeline
     reflow           pairs of noise and samples that a teacher draws
     files            write samples as a grid, a folder, an array or a table
-    export           safetensors, diffusers and torch.export folders
+    export           folders of safetensors, diffusers, torch.export and ONNX
+    programs         the nets of a run as programs, and the Python file that draws samples with them
 """

@@ -52,7 +52,7 @@ def write_pipeline(run: str, engine: Engine, folder: Path, prompts: Sequence[str
         SetupError: the package of the text encoder is not installed.
         OSError: the folder cannot be written.
     """
-    problems, cures = _misfits(engine)
+    problems, cures = misfits(engine)
     if problems:
         message = f"run {run} cannot be exported to diffusers: {', and '.join(problems)}"
         raise UsageError(message, ", then ".join(cures))
@@ -66,7 +66,7 @@ def write_pipeline(run: str, engine: Engine, folder: Path, prompts: Sequence[str
     return _write_parts(engine, net, folder) if engine.autoencoder else _write_stock(engine, net, folder)
 
 
-def _misfits(engine: Engine) -> tuple[list[str], list[str]]:
+def misfits(engine: Engine) -> tuple[list[str], list[str]]:
     """All that no class of diffusers has, and the commands that make a run which fits."""
     family, data, problems, cures = engine.family, engine.recipe.data, [], []
     scheduler, net = family.stock_scheduler(), getattr(family, "net", None)

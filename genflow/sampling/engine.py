@@ -314,13 +314,13 @@ class Engine:
             raise UsageError(f"{self.family.title} on {self.recipe.data.name} has no autoencoder")
         parts = []
         for rows, padded_rows in _batches(len(images)):
-            x = _decode(autoencoder, _encode(autoencoder, self.to_x(images[padded_rows])))
+            x = _decode(autoencoder, latents_of(autoencoder, self.to_x(images[padded_rows])))
             parts.append(from_x(x[: len(rows)], self.facts))
         return np.concatenate(parts)
 
     def _encoded(self, x: Tensor) -> Tensor:
         """Pictures x as the family's input: their latents if it learned latents."""
-        return _encode(self.autoencoder, x) if self.autoencoder else x
+        return latents_of(self.autoencoder, x) if self.autoencoder else x
 
     def _decoded(self, x: Tensor) -> Tensor:
         """The family's output as pictures."""
@@ -338,7 +338,8 @@ class Engine:
         return watcher if watch or on_step else None
 
 
-def _encode(autoencoder: Family, x: Tensor) -> Tensor:
+def latents_of(autoencoder: Family, x: Tensor) -> Tensor:
+    """The latents of pictures x (B, C, H, W), which a family learns in their place."""
     return autoencoder.encode(x, _no_label(x, autoencoder), _NO_DRAWS)
 
 

@@ -2,28 +2,31 @@
 
     safetensors    the averaged weights, the recipe, the facts, their manifest and a model card; `Engine.from_folder`
                    compares the files with the manifest and loads them
-    diffusers      `diffusers` loads it: a pipeline, its parts, or the `AutoencoderKL` of an autoencoder; only for nets
-                   that diffusers has (see `diffusers_pipelines`)
-    torch_export   one program that maps noise and label to samples and needs only PyTorch; only for one-pass samplers
+    diffusers      a stock pipeline, its parts, or the `AutoencoderKL` of an autoencoder (see `diffusers_pipelines`);
+                   for other nets and families a pipeline with a Python file of its own (see `programs`)
+    torch_export   the nets as programs that need only PyTorch, and `sample.py`, which draws samples with them
+    onnx           the same with onnxruntime, without PyTorch
 """
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from genflow.data.shards import FACTS
 from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder
-from genflow.sampling.diffusers_pipelines import write_pipeline
+from genflow.sampling.diffusers_pipelines import misfits, write_pipeline
 from genflow.sampling.engine import AUTOENCODER, READ, RECIPE, TEXT, Engine
 from genflow.sampling.files import output_error
+from genflow.sampling.programs import write_pipeline as write_custom_pipeline
+from genflow.sampling.programs import write_programs
 from genflow.storage.files import write_atomically
 from genflow.storage.manifest import MANIFEST, describe
 from genflow.storage.store import Artifact
+from genflow.system.streams import note
 
 
 def write(run: Artifact, engine: Engine, form: str, folder: Path, prompts: Sequence[str] = ()) -> None:
@@ -34,7 +37,7 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path, prompts: Seque
         engine: of the run, with its averaged weights.
         form: one of `FORMS`.
         folder: an empty folder; created if it does not exist.
-        prompts: whose embeddings are exported with a run that reads captions, to diffusers; empty: held-out captions.
+        prompts: whose embeddings are exported with a run that reads captions; empty: held-out captions.
 
     Raises:
         UsageError: the form is unknown, the folder is not empty, the run's family or net does not fit the form, or
@@ -45,8 +48,8 @@ def write(run: Artifact, engine: Engine, form: str, folder: Path, prompts: Seque
     check_form(form)
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty", "choose another --out")
-    if prompts and (form != "diffusers" or engine.prompts is None):
-        what = f"an export to {form}" if form != "diffusers" else "the export of a run that reads no captions"
+    if prompts and (form == "safetensors" or engine.prompts is None):
+        what = f"an export to {form}" if form == "safetensors" else "the export of a run that reads no captions"
         raise UsageError(f"--prompt: {what} holds no embeddings of prompts", "omit --prompt")
     try:
         FORMS[form](run, engine, folder, prompts)
@@ -65,13 +68,12 @@ def check_form(form: str) -> None:
         raise UsageError(f"cannot export to {form!r}{similar(form, list(FORMS))}", f"use --to {', '.join(FORMS)}")
 
 
-def forms(family: type[Family]) -> list[str]:
-    """The forms to which a family's runs can be exported; the run's net may exclude some."""
-    can = {
-        "diffusers": family.stock_scheduler is not Family.stock_scheduler or family.is_autoencoder,
-        "torch_export": family.steps.startswith("1") and not family.is_autoencoder,  # it draws no pictures
-    }
-    return [form for form in FORMS if can.get(form, True)]
+def forms(family: type[Family]) -> dict[str, str]:
+    """The forms to which a family's runs can be exported, and in words what is written."""
+    found = {form: form for form in FORMS}
+    stock = family.stock_scheduler is not Family.stock_scheduler
+    found["diffusers"] = "AutoencoderKL" if family.is_autoencoder else f"{'stock or ' * stock}custom diffusers"
+    return found
 
 
 def _safetensors(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
@@ -99,75 +101,59 @@ def _diffusers(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[st
     if engine.family.is_autoencoder:
         write_autoencoder(engine.family, folder)
         use, rest = USE_OF_AUTOENCODER, ABOUT_LATENTS
+    elif (reason := misfits(engine))[0]:
+        use, rest = _custom_pipeline(run.id, engine, folder, prompts, *reason)
     else:
         use, rest = write_pipeline(run.id, engine, folder, prompts)
     write_atomically(folder / "README.md", _card(run.id, engine, "diffusers", use, rest))
 
 
-def _torch_export(run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
-    """Save the sampler as one program, for any number of rows."""
-    import torch
+def _custom_pipeline(
+    run: str, engine: Engine, folder: Path, prompts: Sequence[str], problems: list[str], cures: list[str]
+) -> tuple[str, str]:
+    """Write a pipeline with a Python file of its own; the code that uses it, and what a reader must know."""
+    why = f"{'; '.join(problems)}: pipeline.py in the folder is its pipeline"
+    note(f"export   {why}")
+    exported = write_custom_pipeline(run, engine, folder, prompts)
+    condition = ", prompt=pipeline.net.captions[1]" if engine.prompts else ", class_labels=0"
+    use = f"""from diffusers import DiffusionPipeline
 
-    one = {**engine.options, **({"steps": 1} if "steps" in engine.options else {})}
-    if "torch_export" not in forms(type(engine.family)):
-        own = type(engine.family)
-        why = "it draws no pictures of its own" if own.is_autoencoder else f"{own.title} samples in many steps"
-        raise UsageError(
-            f"run {run.id} cannot be exported to torch_export: {why}",
-            "vae, gan and consistency sample in one step; --to safetensors exports every run",
-        )
-    if engine.family.facts.text:
-        raise UsageError(
-            f"run {run.id} cannot be exported to torch_export: it reads captions, and the program would take labels",
-            "use --to safetensors",
-        )
-    try:
-        program = traced(engine.family, one, engine.autoencoder, engine.device)
-    except Exception as error:  # tracing may raise anything
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"run {run.id} cannot be traced by torch.export: {first}", "use --to safetensors") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        torch.export.save(program, Path(scratch) / "sample.pt2")
-        write_atomically(folder / "sample.pt2", (Path(scratch) / "sample.pt2").read_bytes())
+folder = "."
+pipeline = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+images = pipeline(batch_size=16{condition if engine.prompts or engine.facts.classes else ""}).images"""
+    cure = ", then ".join(cures)
+    rest = f"""It needs diffusers and PyTorch. {why[0].upper()}{why[1:]},
+which `trust_remote_code` runs. `net/` has the nets as programs of `torch.export`. For a stock pipeline, {cure}.
+{exported.note}"""
+    return use, rest
+
+
+def _programs(form: str, run: Artifact, engine: Engine, folder: Path, prompts: Sequence[str]) -> None:
+    """Write the nets as programs, and the script that draws samples with them."""
+    exported = write_programs(run.id, engine, folder, form, prompts)
     write_atomically(folder / FACTS, json.dumps(engine.facts.to_json(), indent=1))
-    use = f"""import torch
+    needs = "numpy and onnxruntime" if form == "onnx" else "numpy and PyTorch"
+    rest = f"It needs {needs}. `sample.py` has the sampler; its functions can be imported. {exported.note}"
+    if exported.loop == "none":
+        use, rest = USE_OF_PROGRAMS[form], ABOUT_LATENTS
+    else:
+        use = _use_of_sample(engine)
+    write_atomically(folder / "README.md", _card(run.id, engine, "onnx" if form == "onnx" else "pytorch", use, rest))
 
-sample = torch.export.load("sample.pt2").module()
-noise = torch.randn(16, {", ".join(map(str, engine.family.noise_shape))})
-x = sample(noise, torch.full((16,), {engine.facts.classes}))  # (16, C, H, W) in [-1, 1]; the last label is "none\""""
-    write_atomically(folder / "README.md", _card(run.id, engine, "pytorch", use, "It needs only PyTorch."))
 
-
-def traced(
-    family: Family, options: dict[str, Any], autoencoder: Family | None = None, device: str = "cpu"
-) -> Any:  # fmt: skip
-    """A `torch.export` program: noise (B, ...) and label (B,) in, pictures x (B, C, H, W) out, for any B.
-
-    The program runs on the family's device. A sampler that draws random numbers cannot be traced, and neither can one
-    whose steps depend on the data.
-    """
-    import torch
-    from torch import Tensor, nn
-
-    from genflow.maths.rng import SampleRng
-
-    class OnePass(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.family, self.autoencoder = family, autoencoder
-
-        def forward(self, noise: Tensor, label: Tensor) -> Tensor:
-            x = self.family.sample(noise, label, SampleRng([], "none"), **options).x
-            return self.autoencoder.decode(x, label, SampleRng([], "none")) if self.autoencoder else x
-
-    rows = torch.export.Dim("rows", min=1)
-    like = torch.zeros(2, *family.noise_shape, device=device), torch.zeros(2, dtype=torch.long, device=device)
-    return torch.export.export(OnePass(), like, dynamic_shapes=({0: rows}, {0: rows}), strict=False)
+def _use_of_sample(engine: Engine) -> str:
+    condition, classes = "condition = []", engine.facts.classes
+    if engine.prompts is not None:
+        condition = 'stored = np.load("prompts.npz")  # row 0 is the empty caption of prompts.json\n'
+        condition += 'condition = [stored[name][[1] * 16] for name in ("tokens", "mask", "pooled")]'
+    elif classes:
+        condition = f"condition = [np.full(16, {classes})]  # a class by number; {classes}: none"
+    return USE_OF_SAMPLE.format(condition=condition, decoded='\nx = nets["decoder"](x)' if engine.autoencoder else "")
 
 
 FORMS: dict[str, Callable[[Artifact, Engine, Path, Sequence[str]], None]] = {
-    "safetensors": _safetensors, "diffusers": _diffusers, "torch_export": _torch_export,
+    "safetensors": _safetensors, "diffusers": _diffusers,
+    "torch_export": partial(_programs, "torch_export"), "onnx": partial(_programs, "onnx"),
 }  # fmt: skip
 
 
@@ -176,6 +162,30 @@ USE_OF_AUTOENCODER = """from diffusers import AutoencoderKL
 autoencoder = AutoencoderKL.from_pretrained(".")
 latents = autoencoder.encode(x).latent_dist.mode()  # x (B, C, H, W) in [-1, 1]
 x = autoencoder.decode(latents).sample"""
+USE_OF_SAMPLE = """# the same from a shell: python sample.py -n 16 --seed 0
+import numpy as np
+import sample
+
+def normal():
+    return np.random.standard_normal((16, *sample.NOISE)).astype(np.float32)
+
+nets = {{name: sample.load(name) for name in sample.PROGRAMS}}
+{condition}
+x = sample.sample(nets, normal(), condition, condition, normal){decoded}"""
+USE_OF_PROGRAMS = {
+    "torch_export": """import torch
+
+encoder = torch.export.load("encoder.pt2").module()
+decoder = torch.export.load("decoder.pt2").module()
+with torch.no_grad():
+    latents = encoder(x)  # x (N, C, H, W) in [-1, 1]
+    x = decoder(latents)""",
+    "onnx": """import onnxruntime
+
+encoder, decoder = (onnxruntime.InferenceSession(f"{name}.onnx") for name in ("encoder", "decoder"))
+(latents,) = encoder.run(None, {"x": x})  # x (N, C, H, W) float32 in [-1, 1]
+(x,) = decoder.run(None, {"z": latents})""",
+}
 ABOUT_LATENTS = "Each channel of the latents has mean 0 and deviation 1 over the training data: scaling_factor is 1."
 
 

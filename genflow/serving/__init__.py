@@ -14,6 +14,8 @@ models           what is known of a model without its weights
 model_list       the models of an endpoint, as the configuration stores them
 decode_inputs    reads images and codes from a request
 encode_outputs   writes samples and codes in the requested format
+real_pictures    pictures of a model's dataset, next to its samples
+playground/      the page at /: page.html, and the style sheet and scripts that the app puts into it
 responses        response bodies, and errors in one format
 endpoints        the files in the store that describe running endpoints
 """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ from genflow.serving.schemas import (
     EncodeRequest,
     ImagesRequest,
     ModelRequest,
+    NearestRequest,
+    PictureRequest,
+    RealRequest,
     SampleRequest,
     Task,
     WalkRequest,
@@ -30,14 +34,14 @@ from genflow.serving.schemas import (
 from genflow.system.documents import Json
 
 DESCRIPTION = ("model", "run", "step", "seed", "steps", "nfe", "seconds", "cut")  # in answers in OpenAI's format
-PLAYGROUND = Path(__file__).with_name("playground.html")
+PLAYGROUND = Path(__file__).with_name("playground")
 OnResponse = Callable[[str, str, int, float], None]  # method, path, status, seconds
 
 
 class Backend(Protocol):
     """The part that draws samples: a `Service`, or a replica that wraps one."""
 
-    async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
+    async def answer(self, task: Task, name: str, request: ModelRequest | PictureRequest) -> Reply:
         """Return the response to one request; an error is a `Reply`, too."""
 
     def stream(self, name: str, request: SampleRequest) -> AsyncIterator[bytes]:
@@ -74,7 +78,7 @@ def create(
         redoc_url=None,
     )
     _add_error_handlers(app)
-    page = PLAYGROUND.read_text(encoding="utf-8")
+    page = playground_page()
 
     @app.get("/", include_in_schema=False)
     async def playground() -> HTMLResponse:
@@ -94,16 +98,22 @@ def create(
         except Exception as error:
             raise RequestError(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
 
+    async def cards() -> list[Json]:
+        found = await backend.cards()
+        for card in found:
+            card["abilities"]["real"] = card["abilities"].get("real", False) and not _is_public(limits)
+        return found
+
     @app.get("/v1/models", tags=["about"], summary="List the models: family, data, options, metrics, recipe, lineage")
     async def models(request: Request) -> Response:
-        return _respond(json_reply({"object": "list", "data": await backend.cards()}), request)
+        return _respond(json_reply({"object": "list", "data": await cards()}), request)
 
     @app.get("/v1/models/{name}", tags=["about"], summary="Describe one model", responses={404: ERROR})
     async def model(name: str, request: Request) -> Response:
-        cards = await backend.cards()
-        found = [card for card in cards if card["id"] == name]
+        every = await cards()
+        found = [card for card in every if card["id"] == name]
         if not found:
-            known = ", ".join(card["id"] for card in cards)
+            known = ", ".join(card["id"] for card in every)
             raise RequestError(404, f"there is no model {name!r}", "model", f"models: {known}")
         return _respond(json_reply(found[0]), request)
 
@@ -147,6 +157,20 @@ def create(
         """The inverse of `encode`. Codes interpolated between two codes give images between two images."""
         return _respond(await backend.answer("decode", name, payload), request)
 
+    @app.post("/v1/models/{name}/real", tags=["pictures"], summary="Real pictures of the dataset",
+              responses=ERROR_RESPONSES)  # fmt: skip
+    async def real(name: str, payload: RealRequest, request: Request) -> Response:
+        """Held-out pictures; on the loopback without keys only, because they are a person's own."""
+        _require_own(limits)
+        return _respond(await backend.answer("real", name, payload), request)
+
+    @app.post("/v1/models/{name}/nearest", tags=["pictures"], summary="The training pictures nearest to a picture",
+              responses=ERROR_RESPONSES)  # fmt: skip
+    async def nearest(name: str, payload: NearestRequest, request: Request) -> Response:
+        """By the mean squared difference of pixels at the model's size; on the loopback without keys only."""
+        _require_own(limits)
+        return _respond(await backend.answer("nearest", name, payload), request)
+
     @app.post("/v1/images/generations", tags=["samples"], summary="OpenAI-compatible image generation",
               responses=ERROR_RESPONSES)  # fmt: skip
     async def generations(payload: ImagesRequest, request: Request) -> Response:
@@ -154,8 +178,8 @@ def create(
 
         Returns `{created, data: [{b64_json}]}`.
         """
-        cards = await backend.cards()
-        card = next((card for card in cards if card["id"] == (payload.model or cards[0]["id"])), None)
+        every = await backend.cards()
+        card = next((card for card in every if card["id"] == (payload.model or every[0]["id"])), None)
         options = _sample_options(payload, card)
         reply = await backend.answer("samples", payload.model or "", SampleRequest.model_validate(options))
         if reply.status != 200:
@@ -170,6 +194,32 @@ def create(
         return _respond(dataclasses.replace(answer, headers=reply.headers), request)
 
     return RequestLimitsMiddleware(app, limits, on_response)
+
+
+def playground_page() -> str:
+    """The playground as one page: `page.html` with the style sheet and the scripts that it names."""
+    page = (PLAYGROUND / "page.html").read_text(encoding="utf-8")
+
+    def part(match: re.Match[str]) -> str:
+        return (PLAYGROUND / match[1]).read_text(encoding="utf-8")
+
+    return re.sub(r"/\* ([\w.]+) \*/\n", part, page)
+
+
+def _is_public(limits: Limits) -> bool:
+    """Whether others call the endpoint, by a key or another host name; the real pictures are a person's own."""
+    return bool(limits.keys or limits.hosts)
+
+
+def _require_own(limits: Limits) -> None:
+    """Check that only this machine calls the endpoint.
+
+    Raises:
+        RequestError: others call it.
+    """
+    if _is_public(limits):
+        message = "an endpoint with keys or other host names shows no real pictures"
+        raise RequestError(403, message, hint="serve on the loopback, without keys")
 
 
 def _sample_options(payload: ImagesRequest, card: Json | None) -> Json:

@@ -13,14 +13,16 @@ from genflow.data.sources.base import ImageSummary
 from genflow.families.base import has_encoder
 from genflow.serving.models import Model
 from genflow.serving.responses import RequestError
-from genflow.serving.schemas import MAX_CODES, DecodeRequest, EncodeRequest
+from genflow.serving.schemas import MAX_CODES, DecodeRequest, EncodeRequest, NearestRequest
 
 MAX_PIXELS = 32_000_000  # all images of a request together
 # The app's default threads encode answers, so slow pictures must not occupy them.
 DECODERS = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
 
-async def parse_in_pool(model: Model, request: EncodeRequest | DecodeRequest, deadline_s: float) -> list[np.ndarray]:
+async def parse_in_pool(
+    model: Model, request: EncodeRequest | DecodeRequest | NearestRequest, deadline_s: float
+) -> list[np.ndarray]:
     """Call `parse_inputs` in a thread of `DECODERS`.
 
     Raises:
@@ -35,12 +37,14 @@ async def parse_in_pool(model: Model, request: EncodeRequest | DecodeRequest, de
         raise RequestError(503, message, hint="try again later", retry_after=1) from error
 
 
-def parse_inputs(model: Model, request: EncodeRequest | DecodeRequest) -> list[np.ndarray]:
+def parse_inputs(model: Model, request: EncodeRequest | DecodeRequest | NearestRequest) -> list[np.ndarray]:
     """Return the images, each (H, W, C) uint8 grey levels, or the codes, each (...) float32.
 
     Raises:
         RequestError: the family has no encoder, or the images or codes are invalid.
     """
+    if isinstance(request, NearestRequest):
+        return _parse_images(model, request)
     if not has_encoder(model.family):
         raise RequestError(
             422, f"{model.family.title} has no encoder", "model", "GET /v1/models lists the models that can encode"
@@ -48,7 +52,7 @@ def parse_inputs(model: Model, request: EncodeRequest | DecodeRequest) -> list[n
     return _parse_images(model, request) if isinstance(request, EncodeRequest) else _parse_codes(model, request)
 
 
-def _parse_images(model: Model, request: EncodeRequest) -> list[np.ndarray]:
+def _parse_images(model: Model, request: EncodeRequest | NearestRequest) -> list[np.ndarray]:
     if model.facts.is_points:
         raise RequestError(422, "this model was trained on points, not on images", "images")
     records, pixels = [], 0

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from genflow import build, families
-from genflow.data.shards import FACTS
+from genflow.data.shards import FACTS, Dataset
 from genflow.data.texts import INDEX, Texts
 from genflow.errors import DataError
 from genflow.evaluation.steps_needed import recommend
@@ -93,6 +93,16 @@ class Model:
         """The shape of a code, without the batch dimension."""
         return build.family_of(self.recipe, self.learned).code_shape
 
+    @functools.cached_property
+    def dataset(self) -> Dataset | None:
+        """The dataset of pictures that the run was trained on; None: it is not in the run's store, or has points."""
+        folder = Path(self.entry.path).parent.parent / "datasets" / str(self.run.meta.get("dataset") or "none")
+        folder = local_folder(str(folder))
+        manifest = None if self.facts.is_points else read_manifest(folder)
+        if manifest is None:
+            return None
+        return Dataset.open(Artifact("datasets", folder.name, folder, manifest))
+
     def options(self, values: dict[str, Any]) -> dict[str, Any]:
         """Validate a request's options and add the defaults.
 
@@ -151,6 +161,7 @@ class Model:
                 "guidance": "guidance" in self.schema.model_fields and self.can_guide,
                 "prompts": self.prompts is not None,
                 "encode": has_encoder(self.family),
+                "real": self.dataset is not None,
             },
             "options": {
                 name: {key: value for key, value in field.items() if key != "title"} | {"default": self.defaults[name]}

@@ -12,7 +12,7 @@ MAX_SAMPLES = 1024  # per request
 MAX_EVALUATIONS = 20_000  # samples x steps per request
 STREAM_FRAMES = 64  # intermediate states in a stream, approximately
 
-Task = Literal["samples", "walks", "encode", "decode"]
+Task = Literal["samples", "walks", "encode", "decode", "real", "nearest"]
 MAX_CODES = 64  # per request
 MAX_PROMPT = 4000  # characters, as in OpenAI's format
 PROMPTS = ("prompt", "to_prompt", "negative_prompt")  # an invalid value of these gets status 400, as OpenAI's API does
@@ -179,6 +179,30 @@ class DecodeRequest(_BaseRequest):
 
 
 ModelRequest = SampleRequest | WalkRequest | EncodeRequest | DecodeRequest
+
+
+class RealRequest(BaseModel):
+    """Real pictures of the model's dataset."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"n": 8, "label": "3"}]})
+
+    n: Annotated[int, Field(ge=1, le=64)] = Field(16, description="Number of pictures.")
+    seed: Seed = Field(0, description="Chooses the pictures.")
+    label: Label = Field("all", description="A class by name or index; `all`: each in turn; `none` or null: any.")
+
+
+class NearestRequest(BaseModel):
+    """The training pictures that are nearest to a picture."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"images": ["iVBOR..."]}]})
+
+    images: Annotated[list[Base64], Field(min_length=1, max_length=1)] = Field(
+        description="One image file in base64; it is converted to the model's size and colours."
+    )
+    n: Annotated[int, Field(ge=1, le=64)] = Field(8, description="Number of pictures.")
+
+
+PictureRequest = RealRequest | NearestRequest
 
 
 class ImagesRequest(BaseModel):

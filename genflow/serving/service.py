@@ -13,7 +13,7 @@ import numpy as np
 from genflow.data import preview
 from genflow.errors import UsageError
 from genflow.sampling.engine import SampleBatch
-from genflow.serving import decode_inputs, encode_outputs
+from genflow.serving import decode_inputs, encode_outputs, real_pictures
 from genflow.serving.batcher import Batcher, QueuedRequest
 from genflow.serving.conditions import CheckedRequest, Condition, Words, check_words, conditions_of
 from genflow.serving.engine_process import Batch, EngineProcess, StepFrame
@@ -25,6 +25,9 @@ from genflow.serving.schemas import (
     DecodeRequest,
     EncodeRequest,
     ModelRequest,
+    NearestRequest,
+    PictureRequest,
+    RealRequest,
     SampleRequest,
     Task,
     WalkRequest,
@@ -58,10 +61,15 @@ class Service:
 
     # --- Requests
 
-    async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
-        """Answer a request for samples, a walk, codes of images, or images of codes."""
+    async def answer(self, task: Task, name: str, request: ModelRequest | PictureRequest) -> Reply:
+        """Answer a request for samples, a walk, codes of images, images of codes, or real pictures."""
         try:
             model = find_model(self.models, name)
+            if isinstance(request, RealRequest):
+                return await asyncio.to_thread(real_pictures.real, model, request)
+            if isinstance(request, NearestRequest):
+                records = await decode_inputs.parse_in_pool(model, request, self.deadline_s)
+                return await asyncio.to_thread(real_pictures.nearest, model, request, records)
             queued, checked = await self._queue_request(model, task, request)
             result = await self.batcher.run(queued)
             start = time.monotonic()

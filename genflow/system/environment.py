@@ -196,6 +196,15 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
+def answers(port: int) -> bool:
+    """Whether a process accepts connections on a port of 127.0.0.1."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
 def free_port() -> int:
     """A port of the loopback interface on which no process listens now."""
     with socket.socket() as probe:

@@ -5,21 +5,28 @@ command. Ray may add a prefix to a line, so each event starts with a mark:
 
     ::genflow::{"event": "progress", "stage": "train", "step": 1200, ...}
 
-Events: `progress` (a step of a stage), `note` (one line for the user), `warning`, `result` (the job's document, exactly
-one) and `error` (message, hint, code). `jobs/` emits the events; the command line displays them.
+Events: `progress` (a step of a stage), `waiting` (what a stage waits for), `plan` (what a stage is about to do),
+`picture` (samples in training), `stages` and `stage` (of a pipeline), `note` (one line for the user), `warning`,
+`result` (the job's document, exactly one) and `error` (message, hint, code). `jobs/` emits the events; the command line
+displays them.
 """
 
 import json
+import os
 import sys
 from typing import Any
 
 MARK = "::genflow::"
 
+STAGE = "GENFLOW_PIPELINE_STAGE"  # set in a process that runs a stage of a pipeline: its name
+
 Event = dict[str, Any]
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Print one event as one line and flush it."""
+    """Print one event as one line and flush it; the event of a stage of a pipeline has the stage's name as `of`."""
+    if name := os.environ.get(STAGE):
+        fields = {"of": name, **fields}
     print(MARK + json.dumps({"event": event, **fields}, default=str), file=sys.stdout, flush=True)
 
 

@@ -13,6 +13,7 @@ from genflow.tables import formatting, summary
 from genflow.tables.claims import Claim, verdicts
 from genflow.tables.plan import COLUMNS, TABLES
 from genflow.tables.quantities import Evaluations, Quantity, curve, quantities
+from genflow.training.verdict import cautions
 
 SCHEMA = "genflow.tables/1"
 
@@ -89,7 +90,18 @@ def build(store: Store, study: Json, found: Evaluations, failed: dict[str, Json]
         ],
         "command": study.get("command", "genflow tables"),
     }
-    return {**document, "verdict": summary.verdict(document), "about": summary.about(document, study)}
+    barely = cautions(_trainings(store, study, found), budgets=False)
+    verdict = [*barely, *summary.verdict(document)]
+    return {**document, "cautions": barely, "verdict": verdict, "about": summary.about(document, study)}
+
+
+def _trainings(store: Store, study: Json, found: Evaluations) -> dict[str, Json]:
+    """The meta of a run of each method, by its title; the budgets of other rows differ on purpose."""
+    shown = {name for name, row in study["rows"].items() if row["tables"]}
+    return {
+        study["rows"][name]["title"]: store.find("runs", next(iter(seeds.values()))["run"]).meta
+        for name, seeds in found.items() if name in shown and seeds
+    }  # fmt: skip
 
 
 def _latents(store: Store, rows: list[Json]) -> Json | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from genflow.evaluation.metrics.base import number
 from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
+from genflow.system.folding import column_groups
 
 Quantity = dict[str, Any]
 Cells = dict[str, list[str]]  # by column; a cell is a list of short lines
@@ -197,24 +198,34 @@ def _stability(found: dict[str, Quantity]) -> list[str]:
 # --- As text
 
 
-def as_text(table: dict[str, Any]) -> str:
-    """A table for the terminal: {title, columns: [[key, name]], rows: [{title, cells}]}."""
+def as_text(table: dict[str, Any], room: int = 0) -> str:
+    """A table for the terminal.
+
+    Args:
+        table: {title, columns: [[key, name]], rows: [{title, cells}]}.
+        room: columns of the terminal, above which the table is folded; 0: any.
+    """
     head = ["", *(name for _, name in table["columns"])]
     width = [max([14, *(len(line) for row in table["rows"] for line in _wrapped(row["title"], 16))])]
     blocks = [[_wrapped(row["title"], 16), *_wrapped_cells(row, table["columns"])] for row in table["rows"]]
     width += [
         max(len(head[i]), *(len(line) for block in blocks for line in block[i])) for i in range(1, len(head))
     ]
-    lines = [_line(head, width), "  ".join("─" * w for w in width)]
-    for block in blocks:
-        tall = max(len(cell) for cell in block)
-        lines += [_line([cell[i] if i < len(cell) else "" for cell in block], width) for i in range(tall)]
-        lines.append("")
-    return "\n".join([table["title"], "", *lines[:-1]])
+    parts = []
+    for columns in column_groups(width, 1, room):
+        widths = [width[i] for i in columns]
+        lines = [_line([head[i] for i in columns], widths), "  ".join("─" * w for w in widths)]
+        for block in blocks:
+            cells = [block[i] for i in columns]
+            tall = max(len(cell) for cell in cells)
+            lines += [_line([cell[i] if i < len(cell) else "" for cell in cells], widths) for i in range(tall)]
+            lines.append("")
+        parts.append("\n".join(lines[:-1]))
+    return "\n\n".join([table["title"], *parts])
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width) or [""]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _wrapped_cells(row: dict[str, Any], columns: Sequence[Sequence[str]]) -> list[list[str]]:

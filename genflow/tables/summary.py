@@ -12,7 +12,7 @@ from genflow.tables.formatting import count, measured_sides, percent
 
 def verdict(document: Json) -> list[str]:
     """The sentences, most important first."""
-    parts = (_quality, _training, _steps, _speed, _coverage, _stability, _claims)
+    parts = (_training, _quality, _steps, _speed, _coverage, _stability, _claims)
     return [sentence for part in parts if (sentence := part(document))]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from genflow.errors import SetupError, UsageError
 from genflow.storage.files import explain_disk_errors, sync_folder
 from genflow.storage.store import Store
+from genflow.tracking import pages
 from genflow.tracking.mlflow_client import create_database, is_known_revision, latest_revision, without_password
 
 
@@ -85,6 +86,19 @@ def check(uri: str) -> None:
     raise SetupError(f"{path} was written by a newer MLflow (schema {found[0]})", f"pip install -U mlflow, or {aside}")
 
 
+def made_at(uri: str) -> float:
+    """When the database was created, in seconds since 1970; 0 for a server, or if there is no database."""
+    path = database_path(uri)
+    if path is None or not _exists(path):
+        return 0.0
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            ((made,),) = connection.execute("select min(creation_time) from experiments")
+    except sqlite3.DatabaseError:  # `check` says what is wrong with it
+        return 0.0
+    return (made or 0) / 1000
+
+
 def refuse_local_uri_on_cluster(uri: str, nodes: int) -> None:
     """Check that every node can reach MLflow.
 
@@ -109,6 +123,7 @@ def ui_command(store: Store, host: str = "127.0.0.1", port: int = 5000) -> list[
         public = without_password(uri)
         raise UsageError(f"MLflow logs to {public}, not to this store", f"open {public}, or unset MLFLOW_TRACKING_URI")
     where = ["--backend-store-uri", uri, "--artifacts-destination", artifacts_uri(store)]
+    where += ["--app-name", pages.APP] if pages.is_registered() else []
     return [sys.executable, "-m", "mlflow", "server", *where, "--host", host, "--port", str(port), "--workers", "1"]
 
 

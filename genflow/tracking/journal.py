@@ -8,8 +8,8 @@ of MLflow therefore delays nothing (a line costs microseconds), loses nothing (t
     {"t": 1764000000412, "step": 100, "stream": "train", "metrics": {"loss": 0.231, "grad_norm": "inf"}}
     {"t": 1764000000933, "step": 100, "image": {"key": "samples/ema", "file": "runs/fm-1a2b/samples/100.png"}}
 
-`t` is in milliseconds since 1970. The other entries are `params`, `tags`, `artifact`, `model` and `status`. JSON cannot
-represent numbers that are not finite, so these are the strings "nan", "inf" and "-inf".
+`t` is in milliseconds since 1970. The other entries are `params`, `tags`, `artifact`, `model`, `dataset`, `description`
+and `status`. JSON cannot represent numbers that are not finite, so these are the strings "nan", "inf" and "-inf".
 
 A journal is append-only. If a killed writer left an incomplete last line, the next writer ends it with a newline, and
 readers skip it.
@@ -118,6 +118,23 @@ class Journal:
         if ("model", name, path) not in self._written:
             self._append({"step": int(step), "model": {"checkpoint": path, "name": name}})
 
+    def dataset(self, path: str | Path, name: str, digest: str, *, schema: Any, profile: Any) -> None:
+        """Log, once, the dataset that the run trains on.
+
+        Args:
+            path: its folder in the store.
+            name, digest: MLflow regards datasets of the same name and digest as equal; a digest has at most 36 letters.
+            schema, profile: the columns in MLflow's form, and facts such as the number of rows.
+        """
+        if ("dataset", name, digest) not in self._written:
+            about = {"name": name, "digest": digest, "schema": schema, "profile": profile}
+            self._append({"dataset": {"path": self._store_relative(path), **about}})
+
+    def description(self, headline: str, picture: str | Path | None = None, details: str = "") -> None:
+        """Describe the run in Markdown: a headline, a picture, details. A later description replaces an earlier one."""
+        shown = {"picture": self._store_relative(picture)} if picture else {}
+        self._append({"description": {"headline": headline, **shown, "details": details}})
+
     def status(self, status: Status) -> None:
         """Log the run's status. A run whose journal ends without a final status counts as KILLED."""
         self._append({"status": status})
@@ -163,6 +180,8 @@ class Journal:
             self._written.update(("params", key) for key in entry["params"])
         elif "model" in entry:
             self._written.add(("model", entry["model"]["name"], entry["model"]["checkpoint"]))
+        elif "dataset" in entry:
+            self._written.add(("dataset", entry["dataset"]["name"], entry["dataset"]["digest"]))
         elif "journal" in entry:
             self._written.add(("journal",))
 

@@ -11,9 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from genflow.storage.store import Store
 from genflow.storage.temporary import private_folder
+from genflow.tracking.experiments import find_or_create
 from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
 from genflow.tracking.mlflow_client import (
     Caller,
@@ -28,6 +30,7 @@ from genflow.tracking.mlflow_client import (
 from genflow.tracking.model_package import copy_model_files, save_pyfunc_model
 
 BATCH = 1000  # largest number of metrics in one request
+DESCRIPTION = "description"  # the folder of the picture in a run's description
 
 Row = tuple[str, float, int, int]  # key, value, milliseconds, step
 
@@ -124,7 +127,7 @@ class JournalReplay:
         sent_here = (self.cursor.uri, self.cursor.journal) == (self.public_uri, journal["id"])
         if sent_here and self._run_exists(self.cursor.run):
             return
-        experiment = self._experiment(journal["experiment"])
+        experiment = find_or_create(self._call, self.client, journal["experiment"], self.artifacts)
         self.cursor = Cursor(self.public_uri, journal["id"], experiment, self._run(experiment, first, self.path))
 
     def _run(self, experiment: str, first: Entry, path: Path) -> str:
@@ -147,21 +150,6 @@ class JournalReplay:
             return bool(self._call(self.client.get_run, run))
         except MlflowNotFound:  # the database was replaced
             return False
-
-    def _experiment(self, name: str) -> str:
-        """The experiment's id. Creates the experiment if it does not exist, and restores it if it was deleted."""
-        experiment = self._call(self.client.get_experiment_by_name, name)
-        if experiment is None:
-            try:
-                return str(self._call(self.client.create_experiment, name, artifact_location=self.artifacts))
-            except MlflowRejected as error:
-                experiment = self._call(self.client.get_experiment_by_name, name)
-                if experiment is None:
-                    raise MlflowUnavailable(one_line(error)) from error
-                # otherwise another run has created it
-        if experiment.lifecycle_stage == "deleted":
-            self._call(self.client.restore_experiment, experiment.experiment_id)
-        return str(experiment.experiment_id)
 
     # --- Entries
 
@@ -199,6 +187,10 @@ class JournalReplay:
             self._call(send, run, str(file), folder)
         elif "model" in entry:
             self._model(self._file(entry["model"]["checkpoint"]), entry["model"]["name"], entry["step"])
+        elif "dataset" in entry:
+            self._dataset(entry["dataset"])
+        elif "description" in entry:
+            self._description(**entry["description"])
         elif "status" in entry:
             self._status(entry["status"], entry["t"])
 
@@ -226,6 +218,29 @@ class JournalReplay:
             raise MlflowRejected(f"{path} is not an image") from error
         where = {"key": image["key"], "step": step, "timestamp": t, "synchronous": True}
         self._call(self.client.log_image, self.cursor.run, picture, **where)
+
+    def _dataset(self, dataset: dict[str, Any]) -> None:
+        """Log the dataset that the run trains on as its input. MLflow keeps one for each name and digest."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        kind, path = ("s3" if self.store.mirror else "local"), dataset["path"]
+        uri = f"{self.store.url}/{path}" if self.store.mirror else (self.root / path).absolute().as_uri()
+        texts = {"source": {"uri": uri}, "schema": dataset["schema"], "profile": dataset["profile"]}
+        documents = {key: json.dumps(text) for key, text in texts.items()}
+        made = Dataset(name=dataset["name"], digest=dataset["digest"], source_type=kind, **documents)
+        tags = [InputTag("mlflow.data.context", "training")]
+        self._call(self.client.log_inputs, self.cursor.run, [DatasetInput(made, tags)])
+
+    def _description(self, headline: str, picture: str = "", details: str = "") -> None:
+        """Set the run's description. MLflow folds it after a few lines; its picture is an artifact."""
+        parts = [headline]
+        if picture:
+            file = self._file(picture)
+            self._call(self.client.log_artifact, self.cursor.run, str(file), DESCRIPTION)
+            # relative to the page, so that it is right under any address of the server
+            parts.append(f"![samples](get-artifact?path={DESCRIPTION}/{quote(file.name)}&run_uuid={self.cursor.run})")
+        text = "\n\n".join(part for part in (*parts, details) if part)
+        self._call(self.client.set_tag, self.cursor.run, "mlflow.note.content", text)
 
     def _status(self, status: str, t: int) -> None:
         if status == "RUNNING":

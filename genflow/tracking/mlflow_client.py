@@ -3,8 +3,8 @@
 `MlflowUnavailable` ends a replay, and the rest is sent later. `MlflowRejected` (an invalid name, a missing file)
 concerns one entry, which is recorded and skipped, so that later entries are still sent.
 
-Only this module, `journal_replay` and `model_package` import MLflow, and `pyfunc_model`, which MLflow itself executes.
-The imports are inside the functions because they take two seconds.
+Only this module, `journal_replay` and `model_package` import MLflow, and `pyfunc_model` and `pages`, which MLflow
+itself executes. The imports are inside the functions because they take two seconds.
 """
 
 import logging

@@ -23,7 +23,7 @@ from genflow.errors import GenflowError, UsageError
 from genflow.storage.files import dead_leftovers, remove_leftover
 from genflow.storage.lock import current_holder
 from genflow.storage.store import Store
-from genflow.tracking.database import artifacts_uri, check, database_path, prepare, tracking_uri
+from genflow.tracking.database import artifacts_uri, check, database_path, made_at, prepare, tracking_uri
 from genflow.tracking.journal import Cursor, entries, has_writer, header, journal_path
 from genflow.tracking.journal_replay import JournalReplay, SendResult
 from genflow.tracking.mlflow_client import MlflowUnavailable, Requests, one_line, without_password
@@ -93,7 +93,8 @@ def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> SendResu
     path = journal_path(store.root, run_id)
     if store.mirror and not Cursor.read(path).uri:  # trained on another machine; left to `sync`
         return SendResult(complete=True)
-    if not path.is_file() or not _is_behind(path, without_password(tracking_uri(store))):
+    uri = tracking_uri(store)
+    if not path.is_file() or not _is_behind(path, without_password(uri), made_at(uri)):
         return SendResult(complete=True)
     return replay_when_free(store, run_id, deadline_s=deadline_s)
 
@@ -121,12 +122,12 @@ def sync(store: Store, *, deadline_s: float = 10.0, limit_s: float = math.inf) -
         deadline_s: seconds to wait for an answer of the server.
         limit_s: total seconds of requests, for a slow server that keeps answering. The next call continues there.
     """
-    total, uri = SendResult(complete=True), without_password(tracking_uri(store))
+    total, uri, made = SendResult(complete=True), without_password(tracking_uri(store)), made_at(tracking_uri(store))
     requests = Requests(limit_s=limit_s)
     if store.mirror:
         store.mirror.sync_all(store.root / "journals")
     for path in sorted((store.root / "journals").glob("*.jsonl")):
-        if not _is_behind(path, uri) or _is_written_elsewhere(store, path.stem):
+        if not _is_behind(path, uri, made) or _is_written_elsewhere(store, path.stem):
             continue
         sent = replay(store, path.stem, deadline_s=deadline_s, requests=requests)
         total.entries += sent.entries
@@ -137,15 +138,24 @@ def sync(store: Store, *, deadline_s: float = 10.0, limit_s: float = math.inf) -
     return total
 
 
+def newest_experiment(store: Store) -> str:
+    """MLflow's id of the experiment of the journal that was written last; empty if none was sent."""
+    uri = without_password(tracking_uri(store))
+    paths = sorted((store.root / "journals").glob("*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    cursors = (Cursor.read(path) for path in paths)
+    return next((cursor.experiment for cursor in cursors if cursor.uri == uri and cursor.experiment), "")
+
+
 def _is_written_elsewhere(store: Store, run_id: str) -> bool:
     """Whether another machine is working on the run, or on the search that the run is a trial of."""
     owners = [f"runs-{run_id}", f"searches-{run_id}", f"searches-{run_id.rpartition('.')[0]}"]
     return bool(store.mirror and any(current_holder(store.mirror.bucket, owner) for owner in owners))
 
 
-def _is_behind(path: Path, uri: str) -> bool:
+def _is_behind(path: Path, uri: str, made: float) -> bool:
+    """Whether MLflow lacks entries of a journal without a writer; a database newer than the cursor lacks them all."""
     cursor, first = Cursor.read(path), header(path)
     if not first or cursor.uri not in ("", uri) or has_writer(path):
         return False
     unfinished = cursor.journal != first["journal"]["id"] or cursor.status == "RUNNING"
-    return unfinished or any(entries(path, cursor.offset))
+    return unfinished or any(entries(path, cursor.offset)) or path.with_suffix(".cursor.json").stat().st_mtime < made

@@ -51,6 +51,7 @@ class State(TypedDict):
         cpu_seconds: CPU seconds of one worker, over all attempts.
         parameters: of all nets.
         rollbacks: how often the learning rate was halved after a divergence.
+        moments: the held-out losses so far, a `MomentsState`; absent in a checkpoint of an older version.
         run: the run's id; only in an export.
     """
 
@@ -60,6 +61,7 @@ class State(TypedDict):
     cpu_seconds: NotRequired[float]
     parameters: NotRequired[int]
     rollbacks: NotRequired[int]
+    moments: NotRequired[Any]
     run: NotRequired[str]
 
 

@@ -10,12 +10,14 @@ References:
     https://arxiv.org/abs/2312.02696
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from genflow.families.base import Family
 from genflow.training.fsdp import shard_like
 
 
@@ -63,3 +65,15 @@ class Ema:
         """Load what `state` returned."""
         for (name, _), average in zip(self._source, self._average, strict=True):
             average.copy_(shard_like(state[name], average))
+
+
+def with_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
+    """Call `use` while the family has the averaged weights, in eval mode; then restore the raw weights."""
+    raw = {name: p.detach().clone() for name, p in family.named_parameters() if name in average}
+    family.load_state_dict(average, strict=False)
+    family.eval()
+    try:
+        return use()
+    finally:
+        family.load_state_dict(raw, strict=False)
+        family.train()

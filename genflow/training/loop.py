@@ -6,10 +6,8 @@ same bits (on GPUs: see `devices.is_deterministic`), and the number of workers c
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,9 +23,11 @@ from genflow.recipe.schema import Train
 from genflow.training import checkpoint, resume
 from genflow.training.activations import checkpoint_layers
 from genflow.training.all_reduce import Gradients
-from genflow.training.ema import Ema
+from genflow.training.clock import BudgetClock, StepTimer
+from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import ShardedGradients, shard
 from genflow.training.micro_batches import mean, micro_batches
+from genflow.training.moments import Moments
 from genflow.training.optim import optimizers_of
 from genflow.training.precision import multiplies_bfloat16
 from genflow.training.session import Session
@@ -43,7 +43,7 @@ class FitResult:
         images: images seen.
         seconds: wall-clock seconds of training, over all attempts.
         cpu_seconds: CPU seconds of this worker, over all attempts.
-        done: whether the budget is used up; False if the run was asked to stop.
+        done: whether the budget is used up, or training has stopped early; False if the run was asked to stop.
     """
 
     step: int
@@ -69,7 +69,7 @@ def fit(
     batches: Callable[[int], Batch],
     session: Session,
     train: Train,
-    on_checkpoint: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
+    on_end: Callable[[int, dict[str, Tensor]], None] = lambda step, average: None,
     full_batches: Callable[[int], Batch] | None = None,
 ) -> FitResult:
     """Train a family until its budget of steps or minutes is used up.
@@ -79,7 +79,7 @@ def fit(
         batches: returns this worker's share of the batch of a step.
         session: rank, device and callbacks.
         train: the recipe's section.
-        on_checkpoint: called on rank 0 at every checkpoint with the step and the averaged weights.
+        on_end: called on rank 0 after the last checkpoint of a finished run, with the step and the averaged weights.
         full_batches: returns the whole batch of a step, for the family's `finish`; None: `batches` are whole.
 
     Raises:
@@ -89,12 +89,12 @@ def fit(
         WorkerError: another worker has died, hangs, or has other weights or checkpoints.
     """
     with tf32(train.precision != "fp32"), connected(session.rank, session.world) as workers:
-        return _fit(family, batches, session, train, on_checkpoint, full_batches or batches, workers)
+        return _fit(family, batches, session, train, on_end, full_batches or batches, workers)
 
 
 def _fit(
     family: Family, batches: Callable[[int], Batch], session: Session, train: Train,
-    on_checkpoint: Callable[[int, dict[str, Tensor]], None], full_batches: Callable[[int], Batch], workers: Workers,
+    on_end: Callable[[int, dict[str, Tensor]], None], full_batches: Callable[[int], Batch], workers: Workers,
 ) -> FitResult:  # fmt: skip
     # Set up.
     if session.threads:
@@ -121,9 +121,10 @@ def _fit(
     if train.compile:
         for player in family.players:
             getattr(family, player).compile()
-    clock = _BudgetClock(train)
+    clock = BudgetClock(train)
     parameters = sum(p.numel() for p in family.parameters())
-    timer = _StepTimer()
+    timer = StepTimer()
+    moments = Moments(family, ema, session, workers, train, clock, amp=amp)
 
     # Resume from the newest checkpoint.
     step, saved, rollbacks = 0, -1, 0
@@ -137,6 +138,7 @@ def _fit(
             step = saved = state["step"]
             rollbacks = state.get("rollbacks", 0)
             clock.resume(state)
+            moments.load(state.get("moments"))
         return bool(folder)
 
     def compare() -> None:
@@ -146,12 +148,13 @@ def _fit(
             if (apart := workers.adopt(own)) > ROUNDING:
                 raise WorkerError(f"the workers' weights differ by {apart:.2g} at step {step}")
 
-    def save(*, again: bool = False) -> None:
+    def save(*, ended: bool = False) -> None:
         nonlocal saved
-        if saved != step or again:
+        if saved != step or ended:
             state: checkpoint.State = {
                 "step": step, "images": step * train.batch, "seconds": clock.seconds(),
                 "cpu_seconds": clock.cpu_seconds(), "parameters": parameters, "rollbacks": rollbacks,
+                "moments": moments.state(),
             }  # fmt: skip
             tensors: checkpoint.Tensors = {}
             if session.rank == 0 or sharded:
@@ -160,7 +163,8 @@ def _fit(
             def commit() -> None:
                 if session.rank == 0:
                     session.save(step, lambda folder: checkpoint.write(folder, tensors, state))
-                    on_checkpoint(step, tensors["ema"])
+                    if ended:
+                        on_end(step, tensors["ema"])
 
             workers.together(commit)
             session.barrier({"step": step})
@@ -179,8 +183,9 @@ def _fit(
     stopped = False
     clock.start()
     clock.synchronize(session.world, device)
+    moments.begin(step)
     timer.mark("")
-    while not (done := clock.position(step) >= 1):
+    while not (done := clock.position(step) >= 1 or moments.is_exhausted):
         batch = batches(step)
         timer.mark("data")
         lr = _lr_factor(train, step, clock.position(step)) * 0.5**rollbacks
@@ -238,6 +243,10 @@ def _fit(
         family.after_step(step)
         clock.synchronize(session.world, device)
         timer.mark("average")
+        moments.after_step(step)
+        if session.rank == 0:
+            session.tick(step, clock.position(step))
+        timer.mark("moments")
         stop_requested = False
         if step % train.log_every == 0:
             share_of_batch, parts = (stop - start) / train.batch, timer.pop_means()
@@ -252,75 +261,13 @@ def _fit(
             break
     if saved != step:
         compare()
-    if done and not stopped and (session.rank == 0 or sharded):
+    ended = done and not stopped
+    if ended:
+        moments.end(step)
+    if ended and (session.rank == 0 or sharded):
         with_average(family, ema.state(), lambda: family.finish(full_batches))
-    save(again=done and not stopped)
-    return FitResult(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), done and not stopped)
-
-
-class _StepTimer:
-    """Wall-clock seconds of the parts of a step, on this worker.
-
-    GPU kernels run asynchronously, so a part is how long the process waited in it; the sum is still the step's time.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-        self._steps = 0
-        self._at = time.perf_counter()
-
-    def mark(self, part: str) -> None:
-        """Count the time since the last mark as this part; with an empty name, discard it."""
-        now = time.perf_counter()
-        if part:
-            self._seconds[part] = self._seconds.get(part, 0.0) + now - self._at
-        self._steps += part == "average"
-        self._at = now
-
-    def pop_means(self) -> dict[str, float]:
-        """Mean seconds of each part over the steps since the last call; then reset."""
-        means = {part: seconds / max(1, self._steps) for part, seconds in self._seconds.items()}
-        self._seconds, self._steps = {}, 0
-        return means
-
-
-class _BudgetClock:
-    """The used share of the budget, over all attempts of a run."""
-
-    def __init__(self, train: Train) -> None:
-        self._train = train
-        self._wall_before = self._cpu_before = 0.0
-        self._wall = self._cpu = 0.0
-        self._synchronized: float | None = None
-
-    def resume(self, state: checkpoint.State) -> None:
-        self._wall_before, self._cpu_before = state["seconds"], state["cpu_seconds"]
-
-    def start(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def seconds(self) -> float:
-        return self._wall_before + time.perf_counter() - self._wall
-
-    def cpu_seconds(self) -> float:
-        return self._cpu_before + time.process_time() - self._cpu
-
-    def position(self, step: int) -> float:
-        """The used share of the budget: of steps or, if they are limited, of minutes; the larger."""
-        share = step / self._train.steps
-        return max(share, self._synchronized if self._synchronized is not None else self._used())
-
-    def _used(self) -> float:
-        """The larger used share of minutes and CPU minutes, where the recipe limits them; else 0."""
-        limits = ((self.seconds, self._train.minutes), (self.cpu_seconds, self._train.cpu_minutes))
-        return max((now() / (60 * limit) for now, limit in limits if limit is not None), default=0.0)
-
-    def synchronize(self, world: int, device: torch.device) -> None:
-        """Broadcast rank 0's used time: all workers stop at the same step and use the same learning rate."""
-        if world > 1 and (self._train.minutes is not None or self._train.cpu_minutes is not None):
-            used = torch.tensor([self._used()], device=device)
-            dist.broadcast(used, 0)
-            self._synchronized = float(used)
+    save(ended=ended)
+    return FitResult(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), ended)
 
 
 def _lr_factor(train: Train, step: int, position: float) -> float:
@@ -350,7 +297,7 @@ def _use_bfloat16(wanted: str, device: torch.device) -> bool:
 
 
 def _report(
-    log: dict[str, Tensor], step: int, lr: float, clock: _BudgetClock, session: Session, weight: float, train: Train,
+    log: dict[str, Tensor], step: int, lr: float, clock: BudgetClock, session: Session, weight: float, train: Train,
     parts: dict[str, float],
 ) -> bool:  # fmt: skip
     """Log a step's numbers; return whether any of several workers was asked to stop."""
@@ -375,15 +322,3 @@ def _numbers(log: dict[str, Tensor], session: Session, weight: float) -> dict[st
         dist.all_reduce(values)
         values = values.cpu()
     return dict(zip(log, values.tolist(), strict=True))
-
-
-def with_average(family: Family, average: dict[str, Tensor], use: Callable[[], Any]) -> Any:
-    """Call `use` while the family has the averaged weights, in eval mode; then restore the raw weights."""
-    raw = {name: p.detach().clone() for name, p in family.named_parameters() if name in average}
-    family.load_state_dict(average, strict=False)
-    family.eval()
-    try:
-        return use()
-    finally:
-        family.load_state_dict(raw, strict=False)
-        family.train()

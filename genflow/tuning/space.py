@@ -259,8 +259,8 @@ def _check(key: str, value: Any, recipe: Recipe, facts: DataSpec) -> None:
         section, name = key.split(".", 1)
         family = families.family_class(recipe.family["kind"])
         if section == "net":
-            kind = value if name == "kind" else changed.net.get("kind") or family.default_net_for(facts)
-            kind = family.default_net_for(facts) if kind == "auto" else kind
+            kind = value if name == "kind" else changed.net.get("kind", "auto")
+            kind = family.default_net_for(facts)["kind"] if kind == "auto" else kind
             build.bind("net", nets.builder(kind), {**changed.net, "kind": kind}, kind)
         elif section == "family":
             build.bind("family", family.__init__, changed.family, recipe.family["kind"])

@@ -59,7 +59,7 @@ class SearchTracker:
         """Add a trial's reports to its journal, each once."""
         for report in reports:
             if number in self.children and "values" in report:
-                values: Json = {f"quality/{name}": value for name, value in report["values"].items()}
+                values: Json = {f"trial/{name}": value for name, value in report["values"].items()}
                 values |= {name: report[name] for name in ("seconds", "samples") if name in report}
                 if self.search.recipe.tune.scheduler == "pbt":  # MLflow parameters cannot change
                     changing = report["params"].items()

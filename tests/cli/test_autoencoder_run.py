@@ -43,11 +43,11 @@ def run(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Artifa
 
 
 def test_the_preview_shows_held_out_pictures_above_their_reconstructions(run: Artifact, store: Store) -> None:
-    """Rows alternate: ten held-out pictures, then what the averaged weights keep of them."""
-    (file,) = (run.path / "samples").glob("*.png")
+    """Rows alternate: ten held-out pictures, then what the averaged weights keep of them; so short a run has two."""
+    *_, file = sorted((run.path / "samples").glob("*.png"))
     data = Dataset.open(store.find("datasets", "digits"))
     split, engine = data.splits["val"], Engine.load(run)
-    rows = np.linspace(0, len(split) - 1, 30).astype(int).reshape(3, 10)
+    rows = np.linspace(0, len(split) - 1, 10).astype(int).reshape(1, 10)
     lines = [part for line in rows for part in (split.take(line), engine.reconstruct(split.take(line)))]
     expected = Image.open(io.BytesIO(render(np.concatenate(lines), data.facts, 10)))
     np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(expected))
@@ -79,13 +79,11 @@ def test_it_interpolates_between_held_out_pictures(run: Artifact, capsys: pytest
 
 
 def test_its_export_reconstructs_as_the_run_does(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:
-    """The folder of safetensors is a whole autoencoder; a program that draws samples is refused."""
+    """The folder of safetensors is a whole autoencoder."""
     export.export("ae", to="safetensors", out=Path("exported"), json=True)
     images = np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1), dtype=np.uint8)
     exported, own = Engine.from_folder(Path("exported")), Engine.load(run)
     np.testing.assert_array_equal(exported.reconstruct(images), own.reconstruct(images))
-    with pytest.raises(UsageError, match="torch_export"):
-        export.export("ae", to="torch_export", out=Path("other"))
 
 
 def test_it_is_not_recommended(run: Artifact, monkeypatch: pytest.MonkeyPatch, store: Store) -> None:

@@ -18,12 +18,15 @@ from torch import Tensor
 from genflow import runs
 from genflow.cli import export
 from genflow.commands import starting
+from genflow.data.shards import from_x
 from genflow.errors import UsageError
 from genflow.evaluation.report.reproduce import commands
 from genflow.maths.rng import SampleRng
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.engine import Engine
 from genflow.sampling.export import write as export_form
+from genflow.sampling.programs import PARTS, plan, write_prompts
+from genflow.sampling.written_sampler import written
 from genflow.storage.store import Artifact, Store
 
 STEPS = 5
@@ -89,10 +92,24 @@ def test_without_prompts_an_export_has_held_out_captions(trained: tuple[Store, A
     grey = Engine(family("ddpm", FACTS["grey"], "mlp"), recipe("ddpm", FACTS["grey"], "mlp"))
     with pytest.raises(UsageError, match="--prompt: the export of a run that reads no captions holds no embeddings"):
         export_form(run, grey, "diffusers", tmp_path / "other", ["red"])
-    of_captions = Engine(family("gan", FACTS["captioned"], "conv"), recipe("gan", FACTS["captioned"], "conv"))
-    with pytest.raises(UsageError, match="cannot be exported to torch_export: it reads captions"):
-        export_form(run, of_captions, "torch_export", tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_program_reads_stored_captions(trained: tuple[Store, Artifact], tmp_path: Path) -> None:
+    """The written sampler draws the run's pictures of a caption, with guidance, from the embeddings in the folder."""
+    own = Engine.load(trained[1])
+    own.options |= {"guidance": 2.5, "steps": 3}
+    asked = own.prompts.captions[:2]  # type: ignore[union-attr]
+    write_prompts(own, tmp_path, asked)
+    assert json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8")) == ["", *asked]
+    stored = np.load(tmp_path / "prompts.npz")
+    condition, nothing = ([stored[name][rows] for name in PARTS] for rows in ([1, 2], [0, 0]))
+    noise = SampleRng([5, 6], "sample").normal((2, *own.family.noise_shape)).numpy()
+    exported, programs = plan(own)
+    modules = {name: program.module for name, program in programs.items()}
+    x = written("run-1", own, exported, modules)(noise, condition, nothing, None)
+    decoded = modules["decoder"](torch.from_numpy(x)).detach()
+    assert (from_x(decoded, own.facts) == own.draw([5, 6], prompts=asked).images).mean() > 0.999
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from genflow.evaluation.features import classifier
 from genflow.evaluation.features.extractor import DataSplits
 from genflow.evaluation.metrics.modes import count, modes
 from genflow.recipe.schema import Evaluate
-from genflow.tracking.journal import curves, journal_path
+from genflow.tracking.journal import curves, entries, journal_path
 
 SMALL = Evaluate(samples=120, sweep_samples=60, steps=(1, 2), likelihood=16, bootstrap=5)
 
@@ -93,8 +93,14 @@ def test_the_journal_has_the_curve_with_evaluations_as_steps(store, prepared, ev
     run = trained_run(store, data, "flow_matching", sample={"sampler": "midpoint", "steps": 2})
     found = evaluate(run, data)
     path = journal_path(store.root, run.id)
-    assert [step for step, _ in curves(path, f"{found['evaluation']}/sweep")["eval/fd"]] == [2, 4]
-    assert curves(path, found["evaluation"])["quality/fd"] == [(4, found["metrics"]["fd"]["value"])]
+    few = found["sweep"][0]["fd"]["n"]
+    assert [step for step, _ in curves(path, f"{found['evaluation']}/sweep")[f"sweep/fd_of_{few}_samples"]] == [2, 4]
+    quality, fd = curves(path, found["evaluation"]), found["metrics"]["fd"]
+    assert quality["quality/fd"] == [(0, pytest.approx(fd["value"], rel=1e-3))], "MLflow draws bars of runs at step 0"
+    assert quality["quality/fd_x_floor"] == [(0, pytest.approx(fd["value"] / fd["floor"], rel=1e-3))]
+    described = next(entry["description"] for _, entry in entries(path) if "description" in entry)
+    assert "times that of real points**" in described["headline"]
+    assert described["picture"].endswith("grid.png")
     assert any('"samples/evaluation"' in line for line in path.read_text(encoding="utf-8").splitlines())
 
 
@@ -107,7 +113,8 @@ def test_the_journal_has_one_fd(store, prepared, evaluate):
     path = journal_path(store.root, run.id)
     assert "quality/fd" not in curves(path, fewer["evaluation"])
     more = evaluate(run, data, SMALL.model_copy(update={"samples": 150}))
-    assert curves(path, more["evaluation"])["quality/fd"][0][1] == more["metrics"]["fd"]["value"]
+    fd = more["metrics"]["fd"]["value"]
+    assert curves(path, more["evaluation"])["quality/fd"] == [(0, pytest.approx(fd, rel=1e-3))]
 
 
 def test_settings_that_a_sampler_rejects_are_skipped(store, prepared, evaluate, events):

@@ -21,7 +21,8 @@ from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 from genflow.system.source_hash import resources_dir
 from genflow.training import checkpoint
-from genflow.training.loop import fit, with_average
+from genflow.training.ema import with_average
+from genflow.training.loop import fit
 from genflow.training.session import Session
 
 KINDS = families.kinds()

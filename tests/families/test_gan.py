@@ -20,6 +20,7 @@ from genflow.maths.rng import BatchRng, SampleRng
 from genflow.specs import DataSpec
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
+from genflow.training.ema import with_average
 from genflow.training.session import Session
 
 GREY, POINTS = FACTS["grey"], FACTS["points"]
@@ -248,7 +249,7 @@ def on_the_grid(game: str, steps: int) -> tuple[int, int]:
     loop.fit(model, data, Session(), chosen.train, lambda step, weights: average.update(weights))
     rng = SampleRng(range(2500), "sample")
     noise, label = rng.normal((2500, *model.noise_shape)), torch.zeros(2500, dtype=torch.long)
-    x = loop.with_average(model, average, lambda: model.sample(noise, label, rng).x)
+    x = with_average(model, average, lambda: model.sample(noise, label, rng).x)
     distance = np.linalg.norm(x.flatten(1).numpy()[:, None] * grid.scale - grid.modes, axis=2)
     nearest = distance.argmin(1)
     captured = np.unique(nearest[distance.min(1) <= 3 * grid.sigma])

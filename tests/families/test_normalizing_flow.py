@@ -152,7 +152,7 @@ def test_the_default_temperature_is_lower_for_pictures() -> None:
 
 def test_the_net_follows_from_the_data() -> None:
     """The net is a spline flow for points and TarFlow for pictures; ordinary nets are rejected."""
-    assert NormalizingFlow.default_net_for(POINTS) == "spline"
-    assert NormalizingFlow.default_net_for(GREY) == "tarflow"
+    assert NormalizingFlow.default_net_for(POINTS) == {"kind": "spline"}
+    assert NormalizingFlow.default_net_for(GREY) == {"kind": "tarflow"}
     with pytest.raises(build.UsageError, match="an invertible net is needed"):
         family("normalizing_flow", GREY, "mlp")

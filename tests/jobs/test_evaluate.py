@@ -10,6 +10,7 @@ from genflow.evaluation import evaluate as evaluation
 from genflow.evaluation import samples
 from genflow.evaluation.features import classifier
 from genflow.recipe.compose import compose
+from genflow.tracking.journal import entries, journal_path
 from jobs import compare, evaluate
 
 pytestmark = pytest.mark.usefixtures("without_mlflow")
@@ -52,8 +53,11 @@ def test_evaluate_measures_every_run_once(document, emit, monkeypatch):
     assert evaluate.main({**document, "inputs": {"run": done["runs"][1]}}, emit)["rows"] == again["rows"][1:]
 
 
-def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, events):
-    """If one run is evaluated, `compare` measures only the other one; the second call reuses the report."""
+def test_compare_measures_what_is_missing_and_writes_the_report(document, store, emit, events):
+    """If one run is evaluated, `compare` measures only the other one; the second call reuses the report.
+
+    The report is a run of MLflow.
+    """
     evaluate.main({**document, "inputs": {"runs": document["inputs"]["runs"][:1]}}, emit)
     events.clear()
     done = compare.main(document, emit)
@@ -62,6 +66,11 @@ def test_compare_measures_what_is_missing_and_writes_the_report(document, emit, 
     assert (Path(done["path"]) / "report.html").stat().st_size > 10_000
     assert (Path(done["path"]) / "compare.json").exists()
     assert not done["cached"]
+    journal = [entry for _, entry in entries(journal_path(store.root, done["report"]))]
+    (file,) = [entry["artifact"]["file"] for entry in journal if "artifact" in entry]
+    assert (store.root / file).name == "report.html"
+    (described,) = [entry["description"]["headline"] for entry in journal if "description" in entry]
+    assert described.startswith(f"- {done['verdict'][0]}\n")
     again = compare.find(document)
     assert again["cached"]
     assert (again["report"], again["best"]) == (done["report"], done["best"])

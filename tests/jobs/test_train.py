@@ -24,7 +24,7 @@ from genflow.recipe.compose import compose
 from genflow.recipe.schema import Cluster, Data
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
-from genflow.tracking.journal import curves, journal_path
+from genflow.tracking.journal import curves, entries, journal_path
 from genflow.training.checkpoint import Checkpoints
 from jobs import train
 
@@ -95,6 +95,27 @@ def test_workers_change_no_loss(undisturbed: Callable[[str, str], dict[str, Any]
     assert all(torch.allclose(a[k], b[k], rtol=1e-3, atol=1e-4) for k in a)
     assert (one["world"], two["world"]) == (1, 2)
     assert not (tiny.root / "ray").exists()
+
+
+def test_the_journal_has_what_a_person_looks_for(tiny: Store) -> None:
+    """Few parameters, the dataset with its digest, minutes at step 0, and a description with the newest samples."""
+    done = run(document("told", steps=10))
+    written = [entry for _, entry in entries(journal_path(tiny.root, done["run"]))]
+    (parameters,) = [entry["params"] for entry in written if "params" in entry]
+    assert len(parameters) <= 25
+    assert parameters["family.kind"] == "flow_matching"
+    (data,) = [entry["dataset"] for entry in written if "dataset" in entry]
+    made = tiny.find("datasets", "digits")
+    assert (data["name"], data["path"]) == ("digits", f"datasets/{made.id}")
+    assert made.meta["facts"]["fingerprint"].startswith(data["digest"])
+    assert data["profile"]["train"] == made.meta["facts"]["splits"]["train"]
+    ((step, minutes),) = curves(journal_path(tiny.root, done["run"]), "training")["minutes"]
+    assert step == 0
+    assert minutes == pytest.approx(done["seconds"] / 60, abs=0.01)
+    (described,) = [entry["description"] for entry in written if "description" in entry]
+    assert described["headline"].startswith("10 steps in ")
+    assert (tiny.root / described["picture"]).parent.name == "samples"
+    assert f"genflow evaluate {done['run']}" in described["details"]
 
 
 @pytest.mark.ray

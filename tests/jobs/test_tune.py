@@ -152,7 +152,7 @@ def test_a_longer_search_continues_from_a_shorter_one(ray_local, store, tmp_path
     assert two["trials"] == one["trials"]
     children = sorted((store.root / "journals").glob(f"{two['search']}.*.jsonl"))
     assert len(children) == 2
-    assert '"quality/fd"' in children[0].read_text(encoding="utf-8")
+    assert '"trial/fd"' in children[0].read_text(encoding="utf-8")
 
 
 def test_a_population_continues_from_its_best(ray_local, store):

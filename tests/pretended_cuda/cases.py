@@ -94,7 +94,7 @@ def every() -> Iterator[Case]:
 
 def default(kind: str, data: str) -> str:
     """The default net of a family."""
-    return families.family_class(kind).default_net_for(FACTS[data])
+    return families.family_class(kind).default_net_for(FACTS[data])["kind"]
 
 
 DEFAULTS = {(case := Case(kind, "grey", default(kind, "grey"))).name: case for kind in families.kinds()}

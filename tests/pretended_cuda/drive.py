@@ -141,6 +141,9 @@ def fitted(
             own = {"steps": steps, "batch": ROWS, "warmup": 1, "log_every": 1 if number else 1000, **train}
             settings = recipe(case.kind, case.facts, case.net, family=case.options, train=own)
             whole = lambda step: prepared[step % len(prepared)]  # noqa: E731
+            if number and case.made().validates:  # not where a step is counted: every step is a moment in so few
+                session.held_out = lambda rows: prepared[:2]
+                session.validated = lambda step, loss: numbers.append({"step": step, "loss held out": loss})
             loop.fit(case.made(), batches, session, settings.train, full_batches=whole)
         average = {name: each.cpu() for name, each in load_file(kept[-1] / "ema.safetensors").items()}
         syncs, copies = (_own(at[2][i] - at[1][i]) if seen is not None else {} for i in (0, 1))

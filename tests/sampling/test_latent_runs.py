@@ -1,6 +1,8 @@
 """A run on latents: everything outside the family sees pictures, and the run needs no other artifact."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from support.latents import SMALL, dataset, encoded, pictures, task
 from support.trained_run import trained_run
 
 from genflow import runs
-from genflow.data.shards import Dataset, from_x
+from genflow.data.shards import Dataset, from_x, to_display
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import evaluate
 from genflow.evaluation.metrics.reconstruction import similarity
@@ -100,8 +102,19 @@ def test_a_run_is_complete(made: Made, tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"autoencoder/weights\.safetensors"):
         Engine.from_folder(tmp_path / "out")
-    with pytest.raises(UsageError, match="the net of its autoencoder is not autoencoder_kl, and no stock pipeline"):
-        export.write(run, Engine.load(run), "diffusers", tmp_path / "stock")
+
+
+def test_an_export_has_the_decoder(made: Made, tmp_path: Path) -> None:
+    """sample.py decodes the latents, in a process without genflow, and draws the run's pictures."""
+    run = made[-1]
+    export.write(run, Engine.load(run), "torch_export", tmp_path / "out")
+    code = "import runpy, sys; sys.modules['genflow'] = None; sys.argv = sys.argv[1:]; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    words = [tmp_path / "out" / "sample.py", "-n", "3", "--label", "none", "--out", tmp_path / "x.npy"]
+    subprocess.run([sys.executable, "-c", code, *words], check=True)
+    engine = Engine.load(run)
+    ours = to_display(engine.draw(range(3)).images, engine.facts).transpose(0, 3, 1, 2)
+    assert (np.load(tmp_path / "x.npy") != ours).mean() < 0.001
 
 
 def _plan(store: Store, kind: str, **data: object) -> runs.RunPlan:

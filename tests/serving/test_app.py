@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
+from support import served
 
 from genflow.data import preview
+from genflow.data.shards import Dataset
 from genflow.sampling.engine import Engine, labels_for
+from genflow.serving.middleware import Limits, new_key
 from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Store
 
@@ -194,6 +197,33 @@ def test_the_playground_loads_nothing_from_other_hosts(http: TestClient) -> None
     assert "default-src 'none'" in page.headers["content-security-policy"]
     elsewhere = re.findall(r"(?:src|href|url|fetch|import)\W{1,3}https?:", page.text)
     assert not elsewhere
+
+
+def test_real_pictures(http: TestClient, model_store) -> None:  # type: ignore[no-untyped-def]
+    """Held-out pictures by class; the nearest training picture of a training picture is itself; not with keys."""
+    answer = http.post("/v1/models/flow/real", json={"n": 12, "seed": 3}).json()
+    assert answer["labels"] == [i % 10 for i in range(12)]
+    assert len(answer["images"]) == 12
+    assert http.post("/v1/models/flow/real", json={"n": 2, "label": "4"}).json()["labels"] == [4, 4]
+    assert http.post("/v1/models/flow/real", json={"label": "ten"}).json()["error"]["field"] == "label"
+    store, entries = model_store
+    dataset = next(a for a in store.artifacts("datasets") if a.name.startswith("digits"))
+    image = Dataset.open(dataset).splits["train"].take(np.array([5]))[0, :, :, 0]
+    shown = np.rint(image * (255 / 16)).astype(np.uint8)
+    near = http.post("/v1/models/flow/nearest", json={"images": base64_of(shown), "n": 3}).json()
+    assert near["distances"][0] == 0
+    assert near["distances"] == sorted(near["distances"])
+    ring = http.post("/v1/models/ring/real", json={})
+    assert (ring.status_code, ring.json()["error"]["code"]) == (404, "not_found")
+    assert http.get("/v1/models/ring").json()["abilities"]["real"] is False
+    key, hashed = new_key()
+    with served.client(entries, Limits(keys=(hashed,))) as other:
+        other.headers["Authorization"] = f"Bearer {key}"
+        assert other.get("/v1/models/flow").json()["abilities"]["real"] is False
+        refused = other.post("/v1/models/flow/real", json={})
+        assert (refused.status_code, refused.json()["error"]["message"]) == (
+            403, "an endpoint with keys or other host names shows no real pictures",
+        )  # fmt: skip
 
 
 def test_healthz(http: TestClient) -> None:

@@ -1,11 +1,15 @@
 """The playground in a real browser. If GENFLOW_PICTURES names a folder, the tests save screenshots there."""
 
+import base64
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import browser, served
 
 from genflow.serving.model_list import ServedModel
@@ -95,6 +99,128 @@ def test_two_models_side_by_side(tab: browser.Page) -> None:
     tab.until("document.querySelectorAll('figure').length === 1")
 
 
+def test_the_same_model_twice(tab: browser.Page) -> None:
+    """The second pane has its own settings, which its name and the link say."""
+    choose(tab, "#other", "flow")
+    tab.until("document.querySelectorAll('figure').length === 2 && !document.querySelector('#othersettings').hidden")
+    choose(tab, "#steps2", "1")
+    choose(tab, "#label2", "7")
+    tab.until("[...document.querySelectorAll('figcaption b')].map(b => b.innerText).join('|') ==="
+              " 'flow|flow, steps 1, class 7'")  # fmt: skip
+    tab.until("document.querySelectorAll('.sheet')[1].querySelector('img').alt.endsWith('class 7')")
+    tab.until("location.hash.includes('steps2=1') && location.hash.includes('label2=7')")
+    assert tab.run("document.querySelectorAll('.sheet')[1].querySelector('img').src") != tab.run(FIRST)
+    save_screenshot(tab, "twice")
+    choose(tab, "#steps2", "")
+    choose(tab, "#label2", "")
+
+
+def test_real_pictures_are_compared(tab: browser.Page) -> None:
+    """Held-out pictures of the drawn classes are shown next to the samples; names are under all pictures."""
+    choose(tab, "#other", ":real")
+    tab.until("/^Real picture, class/.test((document.querySelectorAll('.sheet')[1] || document.body)"
+              ".querySelector('img').alt)")  # fmt: skip
+    names = "[...document.querySelectorAll('.sheet')].map(s => [...s.querySelectorAll('small')].map(n => n.innerText))"
+    drawn, real = tab.run(names)
+    assert drawn == real
+    assert len(drawn) == 16
+    assert "real pictures of digits" in tab.run("document.querySelectorAll('figcaption b')[1].innerText")
+    save_screenshot(tab, "real")
+    choose(tab, "#other", "")
+    tab.until(f"document.querySelectorAll('figure').length === 1 && {DRAWN}")
+
+
+def test_no_class_is_cut_off(tab: browser.Page) -> None:
+    """Every chip is inside the group without scrolling, and very many classes are a list."""
+    assert tab.run("(c => c.scrollHeight <= c.clientHeight + 1 && c.scrollWidth <= c.clientWidth + 1)"
+                   "(document.querySelector('#chips'))")  # fmt: skip
+    many = "card().data.classes = Array.from({length: 200}, (_, i) => `kind ${i}`)"
+    tab.run(f"keptClasses = card().data.classes; {many}; updateSettings()")
+    assert tab.run("document.querySelectorAll('#chips option').length") == 202
+    tab.run("document.querySelector('#chips select').value = '7'")
+    assert tab.run("label()") == "7"
+    tab.run("card().data.classes = keptClasses; updateSettings()")
+
+
+OWN = """(async () => {{ const c = document.createElement('canvas'); c.width = c.height = 40;
+const d = c.getContext('2d'); d.fillRect(0, 0, 40, 40); d.fillStyle = '#fff'; d.fillRect({x}, 4, 8, 32);
+const b = await new Promise(done => c.toBlob(done)), t = new DataTransfer(); t.items.add(new File([b], 'own.png'));
+const f = document.querySelector('#file'); f.files = t.files; f.dispatchEvent(new Event('change')); }})()"""
+
+
+def test_ones_own_pictures(tab: browser.Page) -> None:
+    """A picture is rebuilt by the model; walks to a second one and to a real one; the nearest training pictures."""
+    tab.run(OWN.format(x=16))
+    tab.until("document.querySelectorAll('#own img').length === 2")
+    tab.run(OWN.format(x=4))
+    tab.until("document.querySelectorAll('#own img').length === 4 && !document.querySelector('#ownwalk').hidden")
+    tab.click("#ownwalk")
+    tab.until("document.querySelectorAll('#ownstrip img').length === 12")
+    rebuilt = "[...document.querySelectorAll('#own img')].filter(i => /rebuilds/.test(i.alt)).map(i => i.src)"
+    ends = "[...document.querySelectorAll('#ownstrip img')].filter((_, i) => i % 11 === 0).map(i => i.src)"
+    assert tab.run(ends) == tab.run(rebuilt)
+    tab.click("#ownnearest")
+    tab.until("document.querySelectorAll('#near img').length === 8")
+    apart = tab.run("[...document.querySelectorAll('#near small')].map(s => +/(\\d+) %/.exec(s.innerText)[1])")
+    assert apart == sorted(apart)
+    save_screenshot(tab, "own")
+    tab.run("document.querySelector('#ownstrip').replaceChildren()")
+    tab.click("#ownreal")
+    tab.until("document.querySelectorAll('#ownstrip img').length === 12")
+    tab.run("card().abilities.encode = false; showOwn()")
+    assert "Flow matching cannot encode pictures" in tab.run("document.querySelector('#ownhint').innerText")
+    assert tab.run("document.querySelector('#ownwalk').hidden")
+    tab.run("card().abilities.encode = true; showOwn()")
+
+
+def gif(tab: browser.Page, script: str) -> Image.Image:
+    """The picture of a script that gives the bytes of a GIF."""
+    text = tab.run(f"(async () => btoa([...await {script}].map(b => String.fromCharCode(b)).join('')))()")
+    found = Image.open(io.BytesIO(base64.b64decode(text)))
+    found.load()
+    return found
+
+
+def test_watch_and_walk_are_saved_as_gif(tab: browser.Page) -> None:
+    """Pillow reads both; the last frame of Watch is the sheet, the first one of Walk the first sample."""
+    tab.click("#watch")
+    tab.until("!document.querySelector('#time').hidden && document.querySelector('#stepout').value === 'done'")
+    watched = gif(tab, "watchGif(panes[0])")
+    assert watched.n_frames == 5  # four evaluations, and the samples
+    watched.seek(4)
+    sheet = np.asarray(watched.convert("L"), int)
+    first = png(tab.run(FIRST))
+    scale = len(sheet) // 32
+    assert sheet.shape == (32 * scale, 32 * scale)
+    assert np.abs(sheet[: 8 * scale : scale, : 8 * scale : scale] - first).max() <= 8  # 5 bits a channel
+    tab.run("document.querySelector('#strip').replaceChildren()")
+    tab.click(".sheet button:nth-child(1)")
+    tab.click(".sheet button:nth-child(6)")
+    tab.until("document.querySelectorAll('#strip img').length === 12 && !document.querySelector('#walkgif').hidden")
+    walk = gif(tab, "walkGif(walked, card())")
+    assert walk.n_frames == 22
+    assert np.abs(np.asarray(walk.convert("L"), int)[::32, ::32] - first).max() <= 8
+
+
+def png(source: str) -> np.ndarray:
+    """The grey levels of an image's data URI."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))).convert("L"), int)
+
+
+def test_the_game_keeps_a_score(tab: browser.Page) -> None:
+    """Twelve pictures are judged; the score of the model counts them, and half of them were drawn."""
+    tab.click("#playgame")
+    tab.until("!document.querySelector('#turn').hidden && document.querySelector('#turnpicture').complete")
+    save_screenshot(tab, "game")
+    for i in range(12):
+        tab.click("#isreal" if i % 2 else "#isdrawn")
+    tab.until("document.querySelector('#turn').hidden")
+    row = tab.run("[...document.querySelectorAll('#score td')].map(c => c.innerText)")
+    assert row[0] == "flow"
+    assert row[1].endswith("of 12")
+    assert row[2].endswith("of 6")
+
+
 def test_an_error_is_shown(tab: browser.Page) -> None:
     """The page shows the server's error message, and the next request hides it."""
     tab.until(DRAWN)
@@ -139,6 +265,9 @@ def test_points_of_the_plane(tab: browser.Page) -> None:
     choose(tab, "#model", "ring")
     tab.until("/points of ring/.test((document.querySelector('canvas') || document.body).getAttribute('aria-label'))")
     save_screenshot(tab, "points")
+    tab.click("#watch")
+    tab.until("!document.querySelector('#time').hidden && document.querySelector('#stepout').value === 'done'")
+    assert tab.run("['watchgif', 'owncard', 'gamecard'].every(id => document.getElementById(id).hidden)")
     choose(tab, "#model", "flow")
     tab.until(DRAWN)
 

@@ -226,7 +226,7 @@ def test_the_description_has_prompts(url: str, engine: Engine) -> None:
     words = cards["words"]
     assert words["prompts"]["examples"] == engine.prompts.captions
     assert words["prompts"]["tokens"] == engine.prompts.spec.length
-    assert words["abilities"] == {"steps": True, "guidance": True, "encode": True, "prompts": True}
+    assert words["abilities"] == {"steps": True, "guidance": True, "encode": True, "prompts": True, "real": True}
     assert cards["kinds"]["prompts"] is None
     assert not cards["kinds"]["abilities"]["prompts"]
 

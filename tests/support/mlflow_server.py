@@ -27,6 +27,7 @@ class MlflowServer:
         self.rows: set[tuple[Any, ...]] = set()
         self.runs: dict[str, dict[str, Any]] = {}
         self.experiments: dict[str, str] = {}
+        self.tags: dict[str, dict[str, str]] = {}  # of the experiments, by id
         self.fails: Callable[[int], str] = lambda number: ""
         self.on_request: Callable[[], None] = lambda: None
         self.lock = Lock()
@@ -43,10 +44,15 @@ class MlflowServer:
         """Carry out a request; return the status and the document of the answer."""
         if path == "experiments/get-by-name":
             id = self.experiments.get(body["experiment_name"])
-            return self._found("experiment", id and {"experiment_id": id, "lifecycle_stage": "active"})
+            tags = [{"key": key, "value": value} for key, value in self.tags.get(str(id), {}).items()]
+            return self._found("experiment", id and {"experiment_id": id, "lifecycle_stage": "active", "tags": tags})
         if path == "experiments/create":
             id = self.experiments[body["name"]] = str(len(self.experiments) + 1)
+            self.tags[id] = {}
             return 200, {"experiment_id": id}
+        if path == "experiments/set-experiment-tag":
+            self.tags[body["experiment_id"]][body["key"]] = body["value"]
+            return 200, {}
         if path == "runs/search":
             wanted = body["filter"].split("'")[1]
             return 200, {"runs": [run for run in self.runs.values() if wanted in str(run["data"]["tags"])]}

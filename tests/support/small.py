@@ -39,7 +39,7 @@ NETS: dict[str, dict[str, Any]] = {  # other nets use their own defaults
 def recipe(kind: str, facts: DataSpec, net: str = "auto", **sections: Any) -> Recipe:
     """A resolved recipe with a small net: `recipe("ddpm", FACTS["grey"], train={"steps": 4})`."""
     if net == "auto":
-        net = families.family_class(kind).default_net_for(facts)
+        net = families.family_class(kind).default_net_for(facts)["kind"]
     own = sections.pop("family", {})
     document = {"family": {"kind": kind, **own}, "net": {"kind": net, **NETS.get(net, {})}, **sections}
     return build.resolve(parse(document), facts, source(kind, facts, net))

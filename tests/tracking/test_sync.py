@@ -110,6 +110,9 @@ def write_a_whole_run(store):
         (folder / "recipe.yaml").write_text("name: fm\n", encoding="utf-8")
         journal.artifact(folder / "recipe.yaml")
         journal.artifact(folder / "samples", "grids")
+        about = {"schema": {"mlflow_colspec": []}, "profile": {"train": 90}}
+        journal.dataset(store.folder("datasets", "digits-1"), "digits", "296cbcd8", **about)
+        journal.description("**fd 1.2**", folder / "samples" / "1000.png", "3 steps")
         journal.status("FINISHED")
 
 
@@ -204,6 +207,27 @@ def test_a_whole_run_arrives(store, capfd):
     assert rows(store, "select step from metrics where is_nan") == [(1501,)]
     assert sum(name.startswith("samples~ema+step+500+") for name in files_of(store)) == 2
     assert {"recipe.yaml", "500.png", "1000.png"} <= set(files_of(store))
+    ((dataset,),) = ([given.dataset for given in run.inputs.dataset_inputs],)
+    assert (dataset.name, dataset.digest, dataset.profile) == ("digits", "296cbcd8", '{"train": 90}')
+    headline, picture, details = run.data.tags["mlflow.note.content"].split("\n\n")
+    assert (headline, details) == ("**fd 1.2**", "3 steps")
+    assert picture == f"![samples](get-artifact?path=description/1000.png&run_uuid={run.info.run_id})"
+    assert client.list_artifacts(run.info.run_id, "description")[0].path == "description/1000.png"
+
+
+def test_an_experiment_has_a_view_of_quality(store):
+    """A new experiment has the kind and the saved view; a view that a user has changed stays."""
+    journal_of(store).close()
+    sync.replay(store, RUN)
+    client, id = client_of(store), run_of(store).info.experiment_id
+    key = "mlflow.sharedViewState.quality"
+    tags = client.get_experiment(id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert json.loads(json.loads(tags[key])["state"])["orderByKey"] == "metrics.`quality/fd`"
+    client.set_experiment_tag(id, key, "changed")
+    journal_of(store, "another").close()
+    sync.replay(store, "another")
+    assert client.get_experiment(id).tags[key] == "changed"
 
 
 def test_a_lost_cursor_duplicates_nothing(store):
@@ -211,6 +235,7 @@ def test_a_lost_cursor_duplicates_nothing(store):
     write_a_whole_run(store)
     sync.replay(store, RUN)
     before = (rows(store), files_of(store), run_of(store).info)
+    inputs = rows(store, "select count(*) from inputs")
     journal_path(store.root, RUN).with_suffix(".cursor.json").unlink()
     sent = sync.replay(store, RUN)
     assert sent.complete
@@ -218,12 +243,19 @@ def test_a_lost_cursor_duplicates_nothing(store):
     after = (rows(store), files_of(store), run_of(store).info)
     assert after[:2] == before[:2]
     assert after[2].run_id == before[2].run_id
+    assert rows(store, "select count(*) from inputs") == inputs == [(1,)]
 
 
 def test_a_lost_database_is_filled_again(store):
-    """A deleted database is created again and filled from the journal."""
+    """A deleted database is created again and filled from the journal, also by a command that finds another one."""
     write_a_whole_run(store)
     sync.replay(store, RUN)
+    assert sync.sync(store).entries == 0
+    cursor = journal_path(store.root, RUN).with_suffix(".cursor.json")
+    os.utime(cursor, (1, 1))  # as old as before the database of now was made
+    assert sync.sync(store).complete
+    assert cursor.stat().st_mtime > 1
+    assert len(rows(store)) == 3004
     (store.root / "mlflow.db").unlink()  # this process still has it open, so another process must replay
     sender = Sender(store, RUN)
     sender.start()

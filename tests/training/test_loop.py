@@ -21,8 +21,9 @@ from genflow import build, families
 from genflow.batch import Batch
 from genflow.families.base import Family
 from genflow.recipe.schema import Train
-from genflow.training import loop
+from genflow.training import clock, loop
 from genflow.training.checkpoint import Checkpoints
+from genflow.training.ema import with_average
 from genflow.training.optim import AdamW, optimizers_of
 from genflow.training.session import Session
 
@@ -178,6 +179,7 @@ def test_an_optimizer_does_not_import_the_compiler() -> None:
     """Tested in a new process; the import takes longer than a short training."""
     program = """
 import sys, torch
+from genflow.training.ema import with_average
 from genflow.training.optim import optimizers_of
 from genflow.recipe.schema import Train
 net = torch.nn.Linear(3, 2)
@@ -213,7 +215,7 @@ def test_gradients_are_clipped() -> None:
 def test_a_budget_of_minutes_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The budget that ends first counts; the last step is saved, and the learning rate has decayed."""
     seconds = itertools.count(step=0.125)  # a clock that advances at every reading
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(seconds), process_time=lambda: 0))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(perf_counter=lambda: next(seconds), process_time=lambda: 0))
     model, settings = start(steps=10**6, minutes=1, checkpoint_every=10**6)
     rates: list[float] = []
     fitted = loop.fit(model, batches(), session(tmp_path, lambda n: rates.append(n["lr"] / settings.lr)), settings)
@@ -264,7 +266,7 @@ def test_with_average_restores_the_raw_weights() -> None:
         raise KilledError
 
     with pytest.raises(KilledError):
-        loop.with_average(model, average, use)
+        with_average(model, average, use)
     assert model.training
     assert all(torch.equal(p, raw[name]) for name, p in model.state_dict().items())
 
@@ -299,7 +301,7 @@ def test_players_are_updated_one_after_another() -> None:
 WORKER = """
 from support.small import FACTS, batch, recipe
 from genflow import build
-from genflow.training import loop
+from genflow.training import clock, loop
 from genflow.batch import Batch
 from genflow.data.stream import rank_range
 from genflow.training.session import Session
@@ -436,7 +438,7 @@ def test_the_seconds_of_each_part_of_a_step() -> None:
     began = time.perf_counter()
     loop.fit(model, batches(), Session(watch=lambda numbers, parts: seen.append(parts)), settings)
     assert len(seen) == 3
-    assert set(seen[0]) == {"data", "loss", "backward", "gather", "optimizer", "average"}
+    assert set(seen[0]) == {"data", "loss", "backward", "gather", "optimizer", "average", "moments"}
     assert set(seen[1]) >= {"report", "checkpoint"}
     assert all(seconds >= 0 for parts in seen for seconds in parts.values())
     assert 0 < 2 * sum(sum(parts.values()) for parts in seen) <= time.perf_counter() - began

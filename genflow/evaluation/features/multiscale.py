@@ -84,8 +84,7 @@ class Multiscale(nn.Module):
         self.hidden_scale.fill_(math.sqrt(HIDDEN_VARIANCE / total) if total > 0 else 1.0)
         for project, part in zip(self.projections, others, strict=True):
             weight, bias = _directions(part)
-            project.weight.copy_(torch.from_numpy(weight))
-            project.bias.copy_(torch.from_numpy(bias))
+            project.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
 
     @torch.no_grad()
     def embed(self, display: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from genflow.serving import app as http_app
 from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.model_list import ServedModel
 from genflow.serving.responses import Reply
-from genflow.serving.schemas import ModelRequest, SampleRequest, Task
+from genflow.serving.schemas import ModelRequest, PictureRequest, SampleRequest, Task
 from genflow.system import environment, source_hash
 from genflow.system.documents import Json
 from genflow.system.source_hash import digest
@@ -110,7 +110,7 @@ class Sampler:
         assert self._service is not None
         return self._service
 
-    async def answer(self, task: Task, name: str, request: ModelRequest) -> Reply:
+    async def answer(self, task: Task, name: str, request: ModelRequest | PictureRequest) -> Reply:
         """See `Service.answer`."""
         reply = await self.service.answer(task, name, request)
         if measurements := reply.measurements:

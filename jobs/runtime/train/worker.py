@@ -8,31 +8,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.train.torch
-import torch
 
 import genflow.runs as runs
 from genflow.data.ahead import ahead
-from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
-from genflow.errors import SetupError
+from genflow.errors import SetupError, UsageError
+from genflow.families.base import Family
 from genflow.recipe.schema import Recipe, parse
-from genflow.sampling.engine import RECIPE, Engine
-from genflow.storage.files import write_atomically
+from genflow.sampling.engine import RECIPE
+from genflow.sampling.held_out import held_out
 from genflow.storage.store import Store
 from genflow.system import devices, events
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
 from genflow.training.checkpoint import Checkpoints
+from genflow.training.moments import GROUPS
 from genflow.training.session import Session
 from jobs.runtime import gpus
+from jobs.runtime.train.display import Display
 from jobs.runtime.train.prometheus import TrainingGauges
 from jobs.runtime.train.stop_signal import StopPoller
-
-GRID_COLUMNS, GRID_ROWS = 10, 6
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -55,6 +53,8 @@ def work(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     folder = store.folder("runs", settings["run"])
     _require_store(store, folder)
+    if rank == 0:
+        events.emit("waiting", stage="train", run=settings["run"], what="opening the data")
     data = runs.training_data(store, recipe)
     family, rows = runs.initial_family(store, recipe, data.facts), runs.training_rows(store, recipe, data)
     device = _device(recipe, settings)
@@ -65,46 +65,39 @@ def work(settings: dict[str, Any]) -> None:
     next_batches = ahead(batches, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     checkpoints = Checkpoints(folder / "checkpoints")
-
-    def log(numbers: dict[str, Any]) -> None:
-        assert journal is not None
-        _log_numbers(numbers, journal, recipe, settings["run"])
-
     gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
+    autoencoder = runs.autoencoder_of(folder, data.facts)
+    validation = _validation(store, recipe, data, family, device, autoencoder)
+    display = None
+    if journal:
+        prompts = runs.prompts_of(folder, data.facts)
+        display = Display(store, recipe, settings["run"], data, family, journal, rows=len(rows), device=device,
+                          autoencoder=autoencoder, prompts=prompts)  # fmt: skip
+        display.introduce()
 
-    autoencoder = runs.autoencoder_of(folder, data.facts) if rank == 0 else None
-    prompts = runs.prompts_of(folder, data.facts) if rank == 0 else None
-
-    def draw_grid(step: int, average: dict[str, torch.Tensor]) -> None:
-        file = folder / "samples" / f"step_{step:08d}.png"
-        try:  # without a full copy, every worker would have to draw
-            drawn = runs.initial_family(store, recipe, data.facts).to(device) if session.sharded else family
-            engine = Engine(drawn, recipe, device=device, frozen=False, autoencoder=autoencoder, prompts=prompts)
-            loop.with_average(drawn, average, lambda: write_atomically(file, _preview(engine, data)))
-        except torch.OutOfMemoryError:
-            if not session.sharded:
-                raise
-            events.emit("note", message=f"no pictures at step {step:,}: the whole net does not fit on one GPU")
-            return
-        assert journal is not None
-        store.upload(file)
-        journal.image(step, "samples/ema", file)
+    def load() -> Path | None:
+        newest = checkpoints.newest()
+        if display:
+            display.forget_after(newest)
+        return newest
 
     def save(step: int, write: Callable[[Path], None]) -> None:
         assert journal is not None
         journal.sync_with_bucket()  # before the checkpoint: a resumed run does not log earlier steps again
         checkpoints.save(step, write)
 
+    on_end = display.end if display else _ignore
     with StopOnSignal(settings["alone"]) as stop:
         should_stop = stop if settings["alone"] else StopPoller(settings["stop_flag"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            sharded=recipe.cluster.strategy == "fsdp", load=checkpoints.newest, open=checkpoints.open,
-            save=save, log=log, watch=gauges, note=lambda text: events.emit("note", message=text),
-            should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report,
+            sharded=recipe.cluster.strategy == "fsdp", load=load, open=checkpoints.open,
+            save=save, watch=gauges, note=lambda text: events.emit("note", message=text),
+            should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report, held_out=validation,
+            **(display.callbacks() if display else {"draw": _ignore}),
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, next_batches or batches, session, recipe.train, draw_grid, full_batches)
+            fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
         finally:
             if next_batches:
                 next_batches.close()
@@ -115,6 +108,26 @@ def work(settings: dict[str, Any]) -> None:
     if stop.signum and not fitted.done:
         events.emit("note", message=f"saved at step {fitted.step}")
         raise KeyboardInterrupt(signal.Signals(stop.signum).name)
+
+
+def _validation(
+    store: Store, recipe: Recipe, data: Dataset, family: Family, device: str, autoencoder: Family | None
+) -> Any:
+    """The held-out rows of a run, for `Session.held_out`; None without a loss on them.
+
+    Raises:
+        UsageError: the recipe asks to stop early, which needs the loss.
+    """
+    found, why = None, f"the losses of {family.title} do not show its progress"
+    if family.validates and recipe.data.pairs:
+        why = "the pairs of a teacher are all used for training"
+    elif family.validates:
+        why = f"{data.artifact.name} has no held-out rows"
+        pictures = data if autoencoder is None else Dataset.open(store.find("datasets", recipe.data.name), verify=False)
+        found = held_out(pictures, GROUPS, device, runs.texts_of(store, recipe), autoencoder)
+    if recipe.train.patience and found is None:
+        raise UsageError(f"train.patience: there is no held-out loss, because {why}", "--set train.patience=0")
+    return found
 
 
 def _ignore(*_: Any) -> None:
@@ -153,43 +166,6 @@ def _device(recipe: Recipe, settings: dict[str, Any]) -> str:
     if not settings["gpus"] or gpus.claim(recipe.cluster.device) == "cpu":
         return "cpu"
     return str(ray.train.torch.get_device())
-
-
-def _log_numbers(numbers: dict[str, Any], journal: Journal, recipe: Recipe, run: str) -> None:
-    """Write a step's numbers to the journal, and emit the progress event."""
-    step, position = numbers["step"], numbers["position"]
-    journal.metrics(step, {f"train/{name}": x for name, x in numbers.items() if name not in ("step", "position")})
-    left = numbers["seconds"] * (1 - position) / position if position > 0 else None
-    events.emit(
-        "progress", stage="train", run=run, family=recipe.family["kind"], step=step, position=position,
-        steps=None if recipe.train.minutes or recipe.train.cpu_minutes else recipe.train.steps,
-        loss=next(x for name, x in numbers.items() if name.startswith("loss")),
-        images_per_second=numbers["images_per_second"], eta=left,
-    )  # fmt: skip
-
-
-def _preview(engine: Engine, data: Dataset) -> bytes:
-    """A grid of samples with fixed seeds; with classes, each column has one class.
-
-    Of an autoencoder, rows of held-out pictures above their reconstructions.
-    """
-    if engine.family.is_autoencoder:
-        split = data.splits[data.reference]
-        columns, pairs = min(GRID_COLUMNS, len(split)), min(GRID_ROWS // 2, -(-len(split) // GRID_COLUMNS))
-        lines = np.linspace(0, len(split) - 1, pairs * columns).astype(int).reshape(pairs, columns)
-        pictures = [split.take(line) for line in lines]
-        both = [part for line in pictures for part in (line, engine.reconstruct(line))]
-        return render(np.concatenate(both), engine.facts, columns)
-    classes = engine.facts.classes
-    count = GRID_COLUMNS * GRID_ROWS
-    if engine.prompts:
-        captions = engine.prompts.examples(GRID_COLUMNS) * GRID_ROWS
-        return render(engine.draw(range(count), prompts=captions).images, engine.facts, GRID_COLUMNS)
-    labels = None
-    if classes:  # of more classes than columns some are shown, evenly spread
-        step = max(1.0, classes / GRID_COLUMNS)
-        labels = [int(i * step) % classes for i in range(GRID_COLUMNS)] * GRID_ROWS
-    return render(engine.draw(range(count), labels).images, engine.facts, GRID_COLUMNS)
 
 
 class StopOnSignal:

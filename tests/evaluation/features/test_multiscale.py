@@ -34,7 +34,7 @@ def made() -> Multiscale:
 
 
 def test_stronger_damage_costs_more(made: Multiscale) -> None:
-    """Distances rise with the strength of damage, and strong damage costs more floors than for the hidden layer alone."""
+    """Distances rise with the strength of damage, which costs more floors than in the hidden layer alone."""
     pictures, noise = discs(500, 2)[0], np.random.default_rng(3).normal(size=(500, SIDE, SIDE, 3))
     reference = made.embed(discs(500, 1)[0])[0]
     whole, hidden = Gaussian(reference), Gaussian(reference[:, :FEATURES])
