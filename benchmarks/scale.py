@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scale_plan
 from genflow.system.documents import Json
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def bare(data: str, sets: list[str]) -> Json:
     stream = Stream(runs.training_rows(Store(), plan.recipe, opened), plan.recipe.train.batch, plan.recipe.train.seed)
     seen: list[tuple[int, float]] = []
     session = Session(threads=1, log=lambda numbers: seen.append((numbers["step"], numbers["seconds"])))
-    loop.fit(family, stream, session, plan.recipe.train, whole=stream)
+    loop.fit(family, stream, session, plan.recipe.train, full_batches=stream)
     return {"images_per_second": _steady(seen, plan.recipe.train.batch)}
 
 
@@ -127,6 +128,11 @@ def make(shards: int, images: int) -> Json:
         write_index(staged.path, facts, {"train": files})
         staged.commit(meta={"facts": facts.to_json()})
     return {}
+
+
+def planned() -> Json:
+    """The pieces of a training on 64 GPUs (benchmarks/scale_plan.py)."""
+    return scale_plan.plan()
 
 
 def _plan(data: str, sets: list[str]) -> Any:
@@ -234,6 +240,10 @@ class Bench:
         found["genflow serve"] = {"until it answers": statistics.median(served)}
         return found
 
+    def plan(self) -> Json:
+        """What each part costs for 64 GPUs and 100 million pictures (benchmarks/scale_plan.py)."""
+        return self.part("planned")
+
     def _start_of_training(self, workers: int, number: int) -> dict[str, float]:
         """The seconds of each part, from the times in the run's journal."""
         from genflow.tracking.journal import entries
@@ -282,10 +292,12 @@ def measured(asked: argparse.Namespace, folder: Path) -> Json:
     from genflow.system import environment
 
     bench = Bench(asked, folder)
-    bench.command("prepare", asked.data)
+    if asked.only != "plan":
+        bench.command("prepare", asked.data)
     if asked.only:  # keep the other measurements of --out
         found: Json = json.loads(asked.out.with_suffix(".json").read_text(encoding="utf-8"))
         again = f"python -m benchmarks.scale --largest {asked.largest} --rounds {asked.rounds} --only {asked.only}"
+        again = "python -m benchmarks.scale --only plan" if asked.only == "plan" else again
         commands = {**found.get("again", {}), asked.only: again}
         return {**found, asked.only: getattr(bench, asked.only)(), "again": commands}
     workers = bench.rates({str(n): lambda sets, n=n: bench.trained(sets, n) for n in (1, 2, 4)})  # type: ignore[misc]
@@ -307,6 +319,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Json:
         "nodes": bench.rates({str(n): lambda sets, n=n: bench.trained(sets, 2, n) for n in (1, 2)}),  # type: ignore[misc]
         "reading": bench.reading(),
         "starting": bench.starting(),
+        "plan": bench.plan(),
     }  # fmt: skip
 
 
@@ -345,6 +358,7 @@ def page(document: Json) -> str:
             for name, parts in document["starting"].items()
             for part, seconds in parts.items()
         ), "",
+        *(scale_plan.section(document["plan"]) if "plan" in document else ()),
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -364,9 +378,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--largest", type=int, default=10**7, help="images")
-    parser.add_argument("--only", choices=("reading", "starting"), help="measure this again; keep the rest of --out")
+    only = ("reading", "starting", "plan")
+    parser.add_argument("--only", choices=only, help="measure this again; keep the rest of --out")
     parser.add_argument("--out", type=Path, help="write the page here, and the document next to it as .json")
-    parser.add_argument("--part", choices=("bare", "trained", "make", "read"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("bare", "trained", "make", "read", "planned"), help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.only and not asked.out:

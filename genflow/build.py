@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
@@ -110,14 +111,22 @@ def resolve(recipe: Recipe, facts: DataSpec, init: Recipe | None = None, trained
     if chosen.get("kind", "auto") == "auto":
         default = family.default_net_for(facts)
         chosen = {**default, **chosen, "kind": default["kind"]}
+    if recipe.net or not init:  # else the net is that of the run to start from, whatever the size
+        sized = nets.of_size(chosen["kind"], recipe.size, facts.shape)
+        chosen = {**chosen, **sized, **{key: value for key, value in recipe.net.items() if key != "kind"}}
     net = bind("net", nets.builder(chosen["kind"]), chosen, chosen["kind"])
     workers, batch = recipe.cluster.workers, recipe.train.batch
     if batch < workers:
         raise UsageError(f"train.batch={batch} cannot be shared by {workers} workers", f"use train.batch={workers}")
+    if batch // workers < (parts := recipe.train.accumulate):
+        raise UsageError(
+            f"train.accumulate={parts}: a worker has {batch // workers} samples of a batch, which are fewer",
+            f"use train.accumulate={batch // workers}, or a larger train.batch",
+        )
     resolved = recipe.replace(family=options, net=net, sample=sample)
-    made = family_of(resolved, facts)  # raises for sizes and options that cannot work
+    made = outline_of(resolved, facts)  # raises for sizes and options that cannot work
     if init:
-        made.init_from(family_of(init, trained_on or facts))
+        made.init_from(outline_of(init, trained_on or facts))
     return resolved
 
 
@@ -134,8 +143,22 @@ def check_options(recipe: Recipe) -> None:
         bind("net", nets.builder(net), recipe.net, net)
 
 
-def family_of(recipe: Recipe, facts: DataSpec) -> Family:
+def outline_of(recipe: Recipe, facts: DataSpec) -> Family:
+    """The family of a resolved recipe on torch's meta device: weights with a shape and no data, whatever their number.
+
+    Raises:
+        UsageError: as `family_of`.
+    """
+    return family_of(recipe, facts, "meta").to("meta")
+
+
+def family_of(recipe: Recipe, facts: DataSpec, device: str = "cpu") -> Family:
     """Build the family of a resolved recipe, with newly initialized weights.
+
+    Args:
+        recipe: resolved.
+        facts: of what the family learns.
+        device: on which the nets are made.
 
     Raises:
         UsageError: an option is unknown (the recipe may be of another version), or options and data do not fit.
@@ -151,7 +174,8 @@ def family_of(recipe: Recipe, facts: DataSpec) -> Family:
         kind = ports.net or recipe.net["kind"]
         own = net_options if kind == recipe.net["kind"] else {}  # a required kind of net uses its defaults
         text = None if family.is_autoencoder else facts.text  # an autoencoder has no condition
-        made[name] = nets.builder(kind)(dataclasses.replace(ports, text=text), facts.classes, **own)
+        with torch.device(device):
+            made[name] = nets.builder(kind)(dataclasses.replace(ports, text=text), facts.classes, **own)
     return family(made, facts, **options)  # type: ignore[call-arg, arg-type]
 
 

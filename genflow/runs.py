@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from genflow import build, families
+from genflow import build, families, nets
 from genflow.data.pairs import Pairs
 from genflow.data.shards import FACTS, Dataset, Split
 from genflow.data.texts import Texts
@@ -40,7 +40,7 @@ SOURCES = (
 DIVERGED = "diverged.json"  # the error of a run that diverged
 SUGGESTED = 64  # captions of held-out rows that a run keeps, for samples without a prompt
 MAX_DIFFERENCES = 8  # that one line names
-NOT_HASHED = {"log_every", "checkpoint_every", "threads"}
+NOT_HASHED = {"log_every", "checkpoint_every", "threads", "accumulate", "checkpoint_activations"}
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,19 @@ def plan(store: Store, recipe: Recipe) -> RunPlan:
         )
     name = recipe.name or f"{recipe.family['kind']}-{dataset.name}"
     return RunPlan(f"{name}-{address(recipe, facts)}", name, recipe, dataset, facts, init, latents, texts)
+
+
+def size_of(run: RunPlan) -> str:
+    """What the size of a run decides, in one line."""
+    recipe, train = run.recipe, run.recipe.train
+    weights = sum(p.numel() for p in build.outline_of(recipe, run.facts).parameters())
+    defaults = build.bind("net", nets.builder(recipe.net["kind"]), {}, recipe.net["kind"])
+    net = [f"{key} {value}" for key, value in recipe.net.items() if key == "kind" or value != defaults[key]]
+    return (
+        f"size {recipe.size}: {weights / 1e6:,.1f} million weights ({', '.join(net).removeprefix('kind ')}); "
+        f"{train.steps:,} steps of {train.batch:,}, {train.optimizer} with lr {train.lr:g}, "
+        f"average over {train.ema:g} of the training, precision {train.precision}"
+    )
 
 
 def _find_data(

@@ -108,7 +108,7 @@ class DataSpec:
         """
         return replace(
             self, shape=shape, levels=None, mean=0.0, sigma_data=1.0, scale=1.0, strip=0, fingerprint="",
-            splits={"train": times * self.splits["train"]}, autoencoder=autoencoder,
+            splits={"train": times * self.splits.get("train", 0)}, autoencoder=autoencoder,
             class_counts=tuple(times * count for count in self.class_counts),
         )  # fmt: skip
 

@@ -19,7 +19,8 @@ from genflow.pipeline.results import Trained
 from genflow.pipeline.stages import Need, Stage
 from genflow.recipe.files import read
 from genflow.recipe.schema import Cluster, Recipe, parse
-from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence
+from genflow.recipe.sizes import SMALLEST
+from genflow.runs import RunPlan, create_folder, difference, plan, record_divergence, size_of
 from genflow.storage.store import Artifact, Store
 from genflow.system import devices, environment
 from genflow.system.documents import Json
@@ -39,7 +40,7 @@ STAGE = Stage(
     folder="runs",
     preset=True,
     device=True,
-    sections=("name", "net", "family", "train", "sample", "cluster"),
+    sections=("name", "size", "net", "family", "train", "sample", "cluster"),
     needs=(
         Need("data", "dataset", into="recipe.data.name"),
         Need("init", "run", into="recipe.init", count="optional"),
@@ -82,6 +83,8 @@ def main(document: Json, emit: Emit) -> Trained:
     # the many runs of a study have no names of their own, and would fill the screen
     if (run.recipe.name or document.get("inputs", {}).get("announce")) and (new := difference(store, run)):
         emit("note", message=new)
+    if run.recipe.size != SMALLEST:
+        emit("note", message=size_of(run))
     with store.lock("runs", run.id, wait=False, uses=_parents(run)):
         if store.get("datasets", run.dataset.id) is None:
             raise UsageError(f"dataset {run.dataset.id} was deleted just now", "genflow data ls")

@@ -21,7 +21,7 @@ FLOORS = (
     ("training", "build"),
     ("sampling",),
     ("runs", "tracking"),
-    ("evaluation", "launch"),
+    ("evaluation", "launch", "cost"),
     ("pipeline", "serving", "tuning"),
     ("tables",),
     ("commands",),

@@ -76,6 +76,7 @@ def train(
     text: str = "",
     config: Config = (),
     name: str = "",
+    size: str = "",
     steps: int | None = None,
     epochs: float | None = None,
     minutes: float | None = None,
@@ -98,6 +99,7 @@ def train(
         text: text encoder of the captions, text embeddings, or `none`.
         config: recipe files.
         name: of the run.
+        size: of net, batch and learning rate: xs (the preset), s, m, l or xl.
         steps, epochs: training steps, or passes over the data.
         minutes, cpu_minutes: stop after this wall-clock or CPU time.
         init: the run, or the local folder of Stable Diffusion 3, whose weights are the start; or the teacher.
@@ -114,7 +116,7 @@ def train(
     place = store_at(store)
     flags: dict[str, Any] = {"name": name, "data.name": _reference(data), "data.latents": latents, "data.text": text}
     flags |= {"train.steps": steps, "train.minutes": minutes, "train.cpu_minutes": cpu_minutes}
-    flags |= {"cluster.workers": workers, "init": _reference(init)}
+    flags |= {"cluster.workers": workers, "init": _reference(init), "size": size}
     layers = [nest(set or {}), nest(keys_of("train", words))]
     recipe = commands.recipe(place, family, _configs(config), layers, [], epochs=epochs, **flags)
     recipe, to_do = texts.find(place, recipe)

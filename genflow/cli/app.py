@@ -14,6 +14,7 @@ import typer
 
 from genflow import __version__
 from genflow.cli import cluster, console, data, endpoints, jobs, runs
+from genflow.cli.cost import cost
 from genflow.cli.doctor import doctor
 from genflow.cli.encode import encode
 from genflow.cli.evaluate import compare, evaluate
@@ -47,8 +48,8 @@ app = typer.Typer(
     "and reports (default: .genflow).",
 )
 for command in (
-    quickstart, prepare, train, tune, reflow, encode, evaluate, compare, report, tables, recommend, sample, export,
-    serve, run, ui, families, recipe, doctor, promote,
+    quickstart, prepare, train, tune, cost, reflow, encode, evaluate, compare, report, tables, recommend, sample,
+    export, serve, run, ui, families, recipe, doctor, promote,
 ):  # fmt: skip
     app.command(cls=Command)(command)
 app.add_typer(runs.app, name="runs")

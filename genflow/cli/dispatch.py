@@ -12,6 +12,7 @@ from genflow.specs import DataSpec
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
+    from genflow.cost.estimate import Cost
     from genflow.pipeline.graph import Pipeline
     from genflow.recipe.schema import Recipe
     from genflow.storage.store import Store
@@ -69,18 +70,26 @@ def run(
         return local.run_local(stage, document, store, handle, verbose=is_verbose())
 
 
-def show_plan(recipe: "Recipe | Json", stages: list[tuple[str, str, str]], json: bool) -> None:
-    """Print the complete recipe, and the jobs that would run: (job, artifact, state)."""
+def show_plan(
+    recipe: "Recipe | Json", stages: list[tuple[str, str, str]], json: bool, cost: "Cost | None" = None
+) -> None:  # fmt: skip
+    """Print the complete recipe, the jobs that would run: (job, artifact, state), and what the training costs."""
     from genflow.recipe.files import dump
 
+    if cost:
+        from genflow.cli.cost import short
+        from genflow.cost.estimate import to_json as cost_document
     document = recipe if isinstance(recipe, dict) else recipe.model_dump(mode="json")
     if json:
         rows = [{"job": job, "artifact": artifact, "state": state} for job, artifact, state in stages]
-        console.document({"schema": "genflow.plan/1", "recipe": document, "stages": rows})
+        own = {"cost": cost_document(cost)} if cost else {}
+        console.document({"schema": "genflow.plan/1", "recipe": document, "stages": rows, **own})
         return
     print(dump(document).rstrip())
     for job, artifact, state in stages:
         print(f"# {job} {artifact}: {state}")
+    if cost:
+        print(f"# cost: {short(cost)}")
 
 
 def show_stages(pipeline: "Pipeline", json: bool) -> None:

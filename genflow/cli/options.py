@@ -51,6 +51,9 @@ Init = Annotated[
         autocompletion=complete_run,
     ),
 ]
+Size = Annotated[
+    str, typer.Option(metavar="xs|s|m|l|xl", help="Net, batch and learning rate, from a laptop (xs) to a node of GPUs.")
+]
 Samples = Annotated[
     int | None,
     typer.Option(help="Samples to draw and measure; compare and report: else as many as take no longer than training."),

@@ -17,6 +17,7 @@ from genflow.cli.options import (
     Latents,
     OnCluster,
     Sets,
+    Size,
     Text,
     complete_family,
 )
@@ -41,6 +42,7 @@ def train(
     config: Config = [],
     sets: Sets = [],
     name: Annotated[str, typer.Option(help="Name of the run.")] = "",
+    size: Size = "",
     steps: Annotated[int | None, typer.Option(help="Number of training steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this wall-clock time in minutes.")] = None,
     cpu_minutes: Annotated[float | None, typer.Option(help="Stop after this CPU time in minutes.", hidden=True)] = None,
@@ -52,14 +54,14 @@ def train(
     cluster: OnCluster = False,
     address: HiddenAddress = "",
     resume: Annotated[
-        bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.")
+        bool, typer.Option("--resume/--fresh", help="Resume an interrupted run, or start from scratch.", hidden=True)
     ] = True,
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
     """Train a model family on a dataset.
 
-    If training was interrupted, run the same command again to resume it.
+    If training was interrupted, run the same command again to resume it; --fresh starts from scratch.
 
     --lr, --batch, --seed, --epochs, --cpu-minutes and other keys of the recipe are flags, too (genflow recipe train).
     """
@@ -69,7 +71,7 @@ def train(
     store = Store()
     flags: dict[str, Any] = {"name": name, "data.name": data, "data.latents": latents, "data.text": text}
     flags |= {"train.steps": steps, "train.minutes": minutes, "train.cpu_minutes": cpu_minutes}
-    flags |= {"cluster.workers": workers, "init": init}
+    flags |= {"cluster.workers": workers, "init": init, "size": size}
     files = [read_config(path) for path in config]
     recipe = commands.recipe(store, family, files, [], sets, epochs=epochs, **flags)
     with_texts = make_texts(store, recipe, cluster, address, dry_run=dry_run, json=json)
@@ -98,7 +100,8 @@ def train(
 
 
 def _show_plan(store: "Store", recipe: "Recipe", json: bool) -> None:
-    """Print the recipe and the state of its run; for a new run of an old name, also what differs."""
+    """Print the recipe, the state of its run and its cost; for a new run of an old name, also what differs."""
+    from genflow.commands import cost
     from genflow.runs import difference, plan
 
     run = plan(store, recipe)
@@ -106,7 +109,7 @@ def _show_plan(store: "Store", recipe: "Recipe", json: bool) -> None:
         console.note(new)
     state = "finished: nothing to do" if store.get("runs", run.id) else "to do"
     broken = run.id in store.names("runs") and not store.get("runs", run.id)
-    show_plan(run.recipe, [("train", run.id, "to resume" if broken else state)], json)
+    show_plan(run.recipe, [("train", run.id, "to resume" if broken else state)], json, cost.of_run(store, run))
 
 
 def _run(document: Json, store: "Store", cluster: bool, address: str, *, dry_run: bool, json: bool) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from genflow import build, families, nets
+from genflow.commands import size_table
 from genflow.errors import UsageError, nearest
 from genflow.recipe import schema
 from genflow.recipe.aliases import our_name
@@ -25,7 +26,6 @@ from genflow.recipe.compose import preset
 
 ITEM = re.compile(r"^( *)([A-Za-z_][\w, ]*): (.*)$")
 BOUNDS = {"ge": "{} or more", "gt": "above {}", "le": "up to {}", "lt": "below {}"}
-TOP = ("name", "init")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def page() -> str:
     for kind in nets.kinds():
         own = [key for key in _of_nets() if key.of == kind]
         lines += [f"### {kind}", "", *_table(own)]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, *size_table.page()]).rstrip() + "\n"
 
 
 HEAD = """# Every key of a recipe
@@ -107,8 +107,8 @@ This page is made from the code by `genflow recipe --into docs/recipe.md`, which
 prints one key, section, family or net.
 
 A command sets a key with `--set train.lr=1e-3`, a recipe file with a section, Python with `set={"train.lr": 1e-3}`.
-Later layers win: the defaults below, the preset of the family (`pipelines/FAMILY.yaml`), the files of `--config`,
-`--set`, the flags.
+Later layers win: the defaults below, the preset of the family (`pipelines/FAMILY.yaml`), the size, the files of
+`--config`, `--set`, the flags.
 """
 
 
@@ -120,7 +120,7 @@ def _table(keys: list[Key]) -> list[str]:
 
 @functools.cache
 def _typed() -> tuple[Key, ...]:
-    found = [_key("", schema.Recipe, "Recipe", only=TOP)]
+    found = [_key("", schema.Recipe, "Recipe", only=schema.TOP_LEVEL_KEYS)]
     found += [_key(section, model, model.__name__) for section, model in schema.SECTIONS.items()]
     return tuple(key for keys in found for key in keys)
 

@@ -48,7 +48,7 @@ def latents_stages(store: "Store", recipe: "Recipe") -> tuple[Json, str]:
 
     latents.check(recipe, store)
     cluster_settings = recipe.cluster.model_dump(mode="json")
-    stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings)
+    stages = latents.stages(recipe.data.name, flip=recipe.data.flip, cluster=cluster_settings, size=recipe.size)
     document = {"name": "latents", "stages": stages}
     return document, latents.made(document, store)
 

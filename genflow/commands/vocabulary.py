@@ -11,15 +11,19 @@ from genflow.errors import UsageError, similar
 from genflow.recipe.aliases import our_name
 
 SAMPLING = ("sampler", "guidance", "steps")  # keys of the section `sample` that most families have
-# The sections in which a command looks for a word, and the keys that count; None: every key of the section.
+# The sections in which a command looks for a word, and the keys that count; None: every key of the section. Section "":
+# keys of the whole recipe.
 SECTIONS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "prepare": {"data": None},
-    "train": {"train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
-    "tune": {"tune": None, "train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
+    "train": {"": ("size",), "train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None},
+    "tune": {
+        "": ("size",), "tune": None, "train": None, "sample": SAMPLING, "data": ("flip", "pairs"), "cluster": None,
+    },
     "evaluate": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "compare": {"sample": SAMPLING, "evaluate": None, "cluster": None},
     "report": {"sample": SAMPLING, "evaluate": None, "cluster": None},
-    "tables": {"evaluate": ("samples", "features", "seed"), "train": ("batch", "lr"), "cluster": None},
+    "cost": {"": ("size",), "train": None, "data": ("flip", "pairs"), "cluster": None},
+    "tables": {"": ("size",), "evaluate": ("samples", "features", "seed"), "train": ("batch", "lr"), "cluster": None},
     "reflow": {"sample": SAMPLING, "reflow": None, "cluster": None},
     "encode": {"encode": None, "cluster": None},
 }
@@ -61,7 +65,7 @@ def _known(command: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for section, keys in SECTIONS.get(command, {}).items():
         for name in keys if keys is not None else SCHEMA[section].model_fields:
-            found.setdefault(name, f"{section}.{name}")
+            found.setdefault(name, f"{section}.{name}" if section else name)
     return found
 
 

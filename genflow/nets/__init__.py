@@ -11,6 +11,8 @@ with `inverse=True` it returns x and the log-determinant of the inverse. `builde
 
 A module with `READS_TEXT = True` builds nets that read captions: the pooled vectors (`layers.Condition`), or also the
 tokens. For ports with `text`, `builder` rejects the others, which would learn as if there were no captions.
+
+A module with `of_size(size, shape)` states its options for the sizes above xs (`recipe/sizes.py`), for data of a shape.
 """
 
 import functools
@@ -22,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from genflow.errors import UsageError, similar
+from genflow.recipe.sizes import SMALLEST, Size
 from genflow.specs import NetSpec
 
 NOT_NETS = ("layers",)
@@ -45,15 +48,39 @@ def _reads_text(kind: str) -> bool:
     return getattr(importlib.import_module(f"{__name__}.{kind}"), "READS_TEXT", False)
 
 
+def of_size(kind: str, size: Size, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The options of a kind of net for a size; {} for xs, whose options are the defaults.
+
+    Args:
+        kind: of net.
+        size: of the recipe.
+        shape: (C, H, W) of what the family learns.
+
+    Raises:
+        UsageError: the kind does not exist, or has no sizes.
+    """
+    if size == SMALLEST:
+        return {}
+    module = importlib.import_module(f"{__name__}.{_known(kind)}")
+    if not hasattr(module, "of_size"):
+        raise UsageError(f"net {kind} has no size {size}", "use --size xs, and set the net's own keys (net.KEY)")
+    options: dict[str, Any] = module.of_size(size, shape)
+    return options
+
+
+def _known(kind: str) -> str:
+    if kind not in kinds():
+        raise UsageError(f"unknown net {kind!r}{similar(kind, kinds())}", f"nets: {', '.join(kinds())}")
+    return kind
+
+
 def builder(kind: str) -> Callable[..., nn.Module]:
     """The `build` function of a kind of net, which also checks that it is of the sort that the ports need.
 
     Raises:
         UsageError: the kind does not exist. The returned function raises it for ports that the net does not fit.
     """
-    if kind not in kinds():
-        raise UsageError(f"unknown net {kind!r}{similar(kind, kinds())}", f"nets: {', '.join(kinds())}")
-    build = importlib.import_module(f"{__name__}.{kind}").build
+    build = importlib.import_module(f"{__name__}.{_known(kind)}").build
 
     @functools.wraps(build)
     def checked_build(ports: NetSpec, classes: int, **options: Any) -> nn.Module:

@@ -10,7 +10,7 @@ References:
     High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022)   https://arxiv.org/abs/2112.10752
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -145,3 +145,8 @@ def _levels(ports: NetSpec) -> tuple[int, bool]:
         f"here the input is {ports.inputs} and the output {ports.outputs}",
         "use net.kind=unet, dit or mlp",
     )
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """l has the 128 channels of the autoencoders of Rombach et al. (2022); the others are multiples."""
+    return {"width": {"s": 64, "m": 96, "l": 128, "xl": 192}[size]}

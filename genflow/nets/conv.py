@@ -5,7 +5,7 @@
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -115,3 +115,9 @@ def build(
     fold = need_divisor(size, fold or default_fold(size), "fold")
     kind = Encoder if is_encoder else Decoder
     return kind(ports, classes, fold, size // fold, width, blocks)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """No paper scales such a pair of nets: width and blocks grow from 32 channels and 2 blocks as `unet` grows."""
+    width, blocks = {"s": (64, 3), "m": (128, 3), "l": (192, 4), "xl": (256, 4)}[size]
+    return {"width": width, "blocks": blocks}

@@ -8,14 +8,23 @@ References:
     Scaling Vision Transformers to 22B (Dehghani et al., 2023), for QK-norm   https://arxiv.org/abs/2302.05442
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, unit_rows, zero_init
+from genflow.nets.layers import (
+    Condition,
+    attend,
+    need_heads,
+    need_patch,
+    need_pictures,
+    patch_for,
+    unit_rows,
+    zero_init,
+)
 from genflow.specs import NetSpec
 from genflow.text import Label
 
@@ -101,3 +110,12 @@ def build(
     """
     size = need_pictures("dit", ports)
     return DiT(ports, classes, need_patch(size, patch), width, depth, need_heads(width, heads))
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """DiT-S, B, L and XL (Peebles, Xie, 2023, table 1).
+
+    There are at most 16 x 16 patches, as DiT-XL/2 has of the latents of 256 pixels.
+    """
+    width, depth, heads = {"s": (384, 12, 6), "m": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}[size]
+    return {"patch": patch_for(shape[1], 16), "width": width, "depth": depth, "heads": heads}

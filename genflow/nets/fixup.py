@@ -17,7 +17,7 @@ References:
 
 import math
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -181,3 +181,11 @@ def build(
         sides.append(math.ceil(sides[-1] / 2))
     kind = Encoder if is_encoder else Decoder
     return kind(ports, classes, fold, sides, width, blocks)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The 2 blocks per scale of R3GAN for FFHQ-256 and, for m, its 96 finest channels (Huang et al., 2025).
+
+    The other sizes have multiples of these channels.
+    """
+    return {"width": {"s": 64, "m": 96, "l": 128, "xl": 192}[size], "blocks": 2}

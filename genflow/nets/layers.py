@@ -91,10 +91,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tenso
     With `causal` a position attends only to itself and to earlier positions. `mask` is broadcast to (B, heads, N, N);
     -inf in it gives the weight 0 exactly.
 
-    CUDA uses the fused kernel, except for forward-mode differentiation, which that kernel lacks. The CPU uses two
+    CUDA uses the fused kernel, except for forward-mode differentiation, which that kernel lacks. Tensors without data
+    stand for those of a GPU. The CPU uses two
     matrix products and a softmax, because the backward pass of the fused kernel is ten times slower there in bfloat16.
     """
-    if q.is_cuda and not _has_tangent(q, k, v):
+    if (q.is_cuda or q.is_meta) and not _has_tangent(q, k, v):
         mask = None if mask is None else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
@@ -155,7 +156,12 @@ def need_patch(size: int, patch: int) -> int:
     Raises:
         UsageError: `patch` does not divide `size`.
     """
-    return need_divisor(size, patch or next(p for p in range(2, size + 1) if size % p == 0 and size // p <= 8), "patch")
+    return need_divisor(size, patch or patch_for(size, 8), "patch")
+
+
+def patch_for(side: int, most: int) -> int:
+    """The smallest divisor of the side, at least 2, that gives at most `most` x `most` patches."""
+    return next(p for p in range(2, side + 1) if side % p == 0 and side // p <= most)
 
 
 def need_heads(width: int, heads: int) -> int:

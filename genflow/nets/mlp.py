@@ -4,7 +4,7 @@
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -86,3 +86,9 @@ def build(
             https://arxiv.org/abs/2006.10739); inputs of more than three numbers get none.
     """
     return MLP(ports, classes, width, depth, waves)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Width and depth grow together, as those of DiT do (Peebles, Xie, 2023, table 1); no paper scales this net."""
+    width, depth = {"s": (384, 6), "m": (768, 12), "l": (1024, 24), "xl": (1152, 28)}[size]
+    return {"width": width, "depth": depth}

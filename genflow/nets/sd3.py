@@ -27,7 +27,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, unit_rows, zero_init
+from genflow.nets.layers import (
+    Condition,
+    attend,
+    need_heads,
+    need_patch,
+    need_pictures,
+    patch_for,
+    unit_rows,
+    zero_init,
+)
 from genflow.specs import NetSpec
 from genflow.text import Label, Text
 
@@ -322,3 +331,13 @@ def build(
     table = table or 2 * patches + patches % 2
     return SD3(ports, patch, width, depth, need_heads(width, heads), qk_norm=qk_norm, table=table, base=base or table,
                normalize=normalize)  # fmt: skip
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Depth d, width 64 d and d heads, as in Stable Diffusion 3 (Esser et al., 2024, section 5.3).
+
+    Its smallest net has 15 layers, and its published one, Medium, has 24. There are at most 16 x 16 patches, as it has
+    of the latents of 256 pixels.
+    """
+    depth = {"s": 6, "m": 12, "l": 18, "xl": 24}[size]
+    return {"patch": patch_for(shape[1], 16), "width": 64 * depth, "depth": depth, "heads": depth}

@@ -10,7 +10,7 @@ References:
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -147,3 +147,10 @@ def build(
         message = f"net spline needs at least two numbers per sample; the shape {ports.inputs} has one"
         raise UsageError(message, "use net.kind=tarflow")
     return SplineFlow(dims, classes, ports.text, layers, width, depth, bins)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """s has the 10 steps, 256 units and 2 blocks of the largest nets of Durkan et al. (2019); the others are multiples.
+    """
+    width, layers, depth = {"s": (256, 10, 2), "m": (512, 10, 2), "l": (1024, 16, 2), "xl": (1024, 32, 2)}[size]
+    return {"width": width, "layers": layers, "depth": depth}

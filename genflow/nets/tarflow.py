@@ -12,7 +12,7 @@ References:
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.maths import splines
-from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, zero_init
+from genflow.nets.layers import Condition, attend, need_heads, need_patch, need_pictures, patch_for, zero_init
 from genflow.specs import NetSpec
 from genflow.text import Label
 
@@ -253,3 +253,14 @@ def build(
     size = need_pictures("tarflow", ports)
     patch, heads = need_patch(size, patch), need_heads(width, heads)
     return TarFlow(ports, classes, patch, width, depth, heads, bins, blocks)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """The nets of TarFlow for AFHQ-256 (l) and ImageNet-128 (xl) (Zhai et al., 2024, section 4), and two smaller ones.
+
+    There are at most 32 x 32 patches, as in both.
+    """
+    width, blocks, depth, heads = {
+        "s": (384, 4, 4, 6), "m": (512, 8, 4, 8), "l": (768, 8, 8, 12), "xl": (1024, 8, 8, 16),
+    }[size]  # fmt: skip
+    return {"patch": patch_for(shape[1], 32), "width": width, "blocks": blocks, "depth": depth, "heads": heads}

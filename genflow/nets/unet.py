@@ -9,7 +9,7 @@ References:
     simple diffusion (Hoogeboom et al., 2023), for folding pixels   https://arxiv.org/abs/2301.11093
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -149,3 +149,14 @@ def build(
             levels, side = levels + 1, (side + 1) // 2
         multipliers = tuple(min(2**level, 4) for level in range(levels))
     return UNet(ports, classes, patch, [width * m for m in multipliers], blocks, attention, dropout)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Channels, blocks and multipliers of EDM2's XXS, XS, S and M (Karras et al., 2024, table 2; XXS is of its code).
+
+    Squares of pixels are folded until at most 64 x 64 are left, EDM2's largest grid, and its four levels end at 4 x 4.
+    """
+    patch = next(p for p in range(1, shape[1] + 1) if shape[1] % p == 0 and shape[1] // p <= 64)
+    levels = min(4, max(1, (shape[1] // patch).bit_length() - 2))
+    width = {"s": 64, "m": 128, "l": 192, "xl": 256}[size]
+    return {"width": width, "multipliers": list(range(1, levels + 1)), "blocks": 3, "patch": patch}

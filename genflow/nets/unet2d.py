@@ -100,3 +100,11 @@ def build(
     }  # fmt: skip
     model: Any = UNet2DModel(**options)
     return UNet2D(model, options, ports, classes)
+
+
+def of_size(size: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Channels and blocks of EDM2's XXS, XS, S and M (Karras et al., 2024, table 2; XXS is of its code).
+
+    Levels and their multipliers stay those of the side.
+    """
+    return {"width": {"s": 64, "m": 128, "l": 192, "xl": 256}[size], "blocks": 3}

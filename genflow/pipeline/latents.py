@@ -11,20 +11,22 @@ from genflow.pipeline.graph import load
 from genflow.pipeline.plan import dry_run
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Recipe
+from genflow.recipe.sizes import SMALLEST
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 
 STAGES = ("autoencoder", "latents")
-OWN_SECTIONS = ("name", "net", "family", "train", "sample", "cluster")  # of the recipe, for the last stage
+OWN_SECTIONS = ("name", "size", "net", "family", "train", "sample", "cluster")  # of the recipe, for the last stage
 
 
 def pipeline(recipe: Recipe) -> Json:
     """The document of the pipeline.
 
     Args:
-        recipe: of the last stage; it names its dataset. The autoencoder has its preset's settings, and the same cluster
-            settings. `data.flip` becomes an option of encoding, because latents cannot be mirrored like pictures.
+        recipe: of the last stage; it names its dataset. The autoencoder has its preset's settings of the same size,
+            and the same cluster settings. `data.flip` becomes an option of encoding, because latents cannot be mirrored
+            like pictures.
     """
     own = recipe.model_dump(mode="json", include=set(OWN_SECTIONS))
     last = {"job": "train", "data": recipe.data.name, "latents": "latents", **own}
@@ -32,23 +34,26 @@ def pipeline(recipe: Recipe) -> Json:
         last["init"] = recipe.init
     if recipe.data.text:
         last["text"] = recipe.data.text
-    made = stages(recipe.data.name, flip=recipe.data.flip, cluster=own["cluster"])
+    made = stages(recipe.data.name, flip=recipe.data.flip, cluster=own["cluster"], size=recipe.size)
     return {"name": "latents", "stages": {**made, "train": last}}
 
 
-def stages(dataset: str, *, flip: bool = False, cluster: Json | None = None) -> dict[str, Json]:
+def stages(
+    dataset: str, *, flip: bool = False, cluster: Json | None = None, size: str = SMALLEST
+) -> dict[str, Json]:  # fmt: skip
     """The stages `autoencoder` and `latents` of a dataset.
 
     Args:
         dataset: an artifact's name or id, or a stage that prepares one.
         flip: whether the mirrored pictures are encoded, too.
         cluster: the settings of both stages.
+        size: of the autoencoder.
     """
     shared: Json = {"data": dataset, **({"cluster": cluster} if cluster else {})}
     trained, encoded = STAGES
     own: Json = {"encode": {"flip": True}} if flip else {}
     return {
-        trained: {"job": "train", "preset": "autoencoder", **shared},
+        trained: {"job": "train", "preset": "autoencoder", "size": size, **shared},
         encoded: {"job": "encode", "autoencoder": trained, **own, **shared},
     }
 
@@ -68,14 +73,25 @@ def check(recipe: Recipe, store: Store) -> None:
     from genflow import build  # imports torch
 
     if not recipe.init:
-        pictures = DataSpec.from_json(store.find("datasets", recipe.data.name).file(FACTS).read_text(encoding="utf-8"))
-        autoencoder = build.family_of(build.resolve(compose("autoencoder"), pictures), pictures)
-        channels, height, width = autoencoder.code_shape
-        facts = pictures.of_latents((channels, height, width), "autoencoder")
-        if recipe.data.text not in ("", "none"):
-            texts = Texts.of(store.find("texts", recipe.data.text), verify=False)
-            facts = replace(facts, text=texts.spec)
-        build.resolve(recipe, facts)
+        build.resolve(recipe, expected_facts(store, recipe))
+
+
+def expected_facts(store: Store, recipe: Recipe) -> DataSpec:
+    """The facts of the latents that do not exist yet, and of the captions that the recipe names."""
+    pictures = DataSpec.from_json(store.find("datasets", recipe.data.name).file(FACTS).read_text(encoding="utf-8"))
+    facts = latents_of(pictures, recipe.size)
+    if recipe.data.text in ("", "none"):
+        return facts
+    return replace(facts, text=Texts.of(store.find("texts", recipe.data.text), verify=False).spec)
+
+
+def latents_of(pictures: DataSpec, size: str) -> DataSpec:
+    """The facts of the latents of pictures, by the preset of the autoencoder and a size."""
+    from genflow import build  # imports torch
+
+    autoencoder = build.outline_of(build.resolve(compose("autoencoder", {"size": size}), pictures), pictures)
+    channels, height, width = autoencoder.code_shape
+    return pictures.of_latents((channels, height, width), "autoencoder")
 
 
 def made(document: Json, store: Store) -> str:

@@ -8,6 +8,8 @@ OTHER_NAMES = {  # what other tools call a setting -> what genflow calls it
     "iterations": "steps", "num_inference_steps": "steps", "sampling_steps": "steps", "total_steps": "steps",
     "max_minutes": "minutes", "time": "minutes", "wd": "weight_decay", "warmup_steps": "warmup",
     "num_warmup_steps": "warmup", "grad_clip": "clip", "max_grad_norm": "clip", "gradient_clip": "clip",
+    "gradient_accumulation_steps": "accumulate", "accumulate_grad_batches": "accumulate", "grad_accum": "accumulate",
+    "gradient_checkpointing": "checkpoint_activations", "activation_checkpointing": "checkpoint_activations",
     "ema_decay": "ema", "mixed_precision": "precision", "optim": "optimizer", "random_seed": "seed",
     "random_state": "seed", "manual_seed": "seed", "guidance_scale": "guidance", "cfg": "guidance",
     "cfg_scale": "guidance", "solver": "sampler", "num_samples": "samples", "n_samples": "samples",

@@ -1,12 +1,13 @@
 """Compose a recipe from layers. Later layers win:
 
-    defaults  <  preset (pipelines/<family>.yaml)  <  -c file  <  --set key=value  <  a flag of the command
+    defaults  <  preset (pipelines/<family>.yaml)  <  size  <  -c file  <  --set key=value  <  a flag of the command
 """
 
 import json
 from typing import Any
 
 from genflow.errors import UsageError, nearest
+from genflow.recipe import sizes
 from genflow.recipe.files import read
 from genflow.recipe.schema import TOP_LEVEL_KEYS, Recipe, parse
 from genflow.system.source_hash import resources_dir
@@ -62,11 +63,15 @@ def assignments(pairs: list[str]) -> dict[str, Any]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A family's preset, or another recipe of `pipelines/` by name.
+    """A family's preset of the size xs, or another recipe of `pipelines/` by name.
 
     Raises:
         UsageError: no preset has that name.
     """
+    return {key: value for key, value in _preset(name).items() if key != sizes.LARGER}
+
+
+def _preset(name: str) -> dict[str, Any]:
     folder = resources_dir() / "pipelines"
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -76,7 +81,7 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
-    """A recipe from the defaults, the family's preset and the layers, in this order; later ones win.
+    """A recipe from the defaults, the family's preset, the size and the layers, in this order; later ones win.
 
     Args:
         kind: a family; None: no preset.
@@ -86,12 +91,15 @@ def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
     Raises:
         UsageError: from `preset` and `parse`.
     """
-    document = preset(kind) if kind else {}
+    document = _preset(kind) if kind else {}
     if "stages" in document:
         raise UsageError(f"{kind} is a pipeline, not a family", f"genflow run {kind}")
-    for layer in layers:
-        for part in layer if isinstance(layer, list) else [layer]:
-            if "stages" in part:
-                raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
-            document = merge(document, part)
+    parts = [part for layer in layers for part in (layer if isinstance(layer, list) else [layer])]
+    if any("stages" in part for part in parts):
+        raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
+    larger = document.pop(sizes.LARGER, {})
+    if sized := sizes.training(document, larger, parts):
+        document = merge(document, {"train": sized, "tune": {"space": sizes.space(document, sized)}})
+    for part in parts:
+        document = merge(document, part)
     return parse(document, where)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from genflow.errors import UsageError, nearest
 from genflow.recipe.aliases import our_name
+from genflow.recipe.sizes import Size
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -61,6 +62,7 @@ class Train(Section):
         None  # budget in minutes of one worker's CPU time, which is fair on a busy machine
     )
     batch: Positive = 32  # global batch size in samples, over all workers
+    accumulate: Positive = 1  # parts of a worker's batch, one after another; the memory is that of one part
     lr: Annotated[float, Field(gt=0, lt=10)] = 0.01  # peak learning rate, below 10
     optimizer: Literal["muon", "adamw"] = "muon"  # muon: for matrices, and AdamW for the rest; adamw: for all
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9  # AdamW's beta1, 0 to 1
@@ -78,6 +80,7 @@ class Train(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # of products; auto: bf16 where the hardware is fast in it
     threads: Natural = 0  # CPU threads per worker; 0: one thread; more help only on idle cores
     compile: bool = False  # torch.compile on or off
+    checkpoint_activations: bool = False  # layers computed again in the backward pass, to save memory, on or off
 
 
 class Evaluate(Section):
@@ -158,6 +161,7 @@ class Recipe(Section):
 
     name: str = ""  # name of the run: letters, digits, '.', '_' and '-', at most 80; empty: derived
     init: str = ""  # run whose averaged weights are the start, and the teacher of a distilled family; empty: none
+    size: Size = "xs"  # of net, batch and learning rate, from a laptop to a node of GPUs; xs: the family's preset
     data: Data = Data()
     net: dict[str, Any] = {}
     family: dict[str, Any] = {}
@@ -176,6 +180,13 @@ class Recipe(Section):
             raise ValueError("use letters, digits, '.', '_' and '-', at most 80")
         return value
 
+    @field_validator("size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        if str(value).isdecimal():
+            raise ValueError("xs, s, m, l or xl, not pixels; `genflow prepare --size` scales the pictures")
+        return value.lower() if isinstance(value, str) else value
+
     def __str__(self) -> str:
         from genflow.recipe.files import dump
 
@@ -191,7 +202,7 @@ class Recipe(Section):
         return self.model_copy(update={name: getattr(given, name) for name in sections})
 
 
-TOP_LEVEL_KEYS = ("name", "init")  # keys that are not sections
+TOP_LEVEL_KEYS = ("name", "init", "size")  # keys that are not sections
 SECTIONS: dict[str, type[Section]] = {
     "data": Data,
     "train": Train,

@@ -7,6 +7,8 @@
     ema          the averaged weights
     precision    whether a device multiplies bfloat16 fast
     all_reduce   gradients of all workers in flat buckets
+    micro_batches  the rows of a batch one part after another, and their draws
+    activations  layers that are computed again in the backward pass, to save memory
     workers      what several workers agree on; an error of one ends all
     resume       the checkpoint from which all workers resume
     fsdp         each worker holds a shard of the weights

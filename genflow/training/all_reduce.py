@@ -25,10 +25,15 @@ class Gradients:
     Args:
         module: the player.
         world: workers; each contributes its share of the mean, so the sum is the gradient of the whole batch.
+
+    Attributes:
+        factor: by which a worker multiplies its loss.
+        complete: whether the next backward pass completes the gradients of a step; only then are they summed.
     """
 
     def __init__(self, module: nn.Module, world: int) -> None:
         self.factor = 1
+        self.complete = True
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._buckets = _buckets(self._parameters[::-1]) if world > 1 else []
         self._missing: list[int] = []
@@ -60,6 +65,8 @@ class Gradients:
 
     def _hook_for(self, number: int) -> Callable[[Tensor], None]:
         def hook(_: Tensor) -> None:
+            if not self.complete:
+                return
             self._missing[number] -= 1
             while len(self._pending) < len(self._buckets) and not self._missing[len(self._pending)]:
                 self._launch_next()

@@ -83,11 +83,16 @@ class ShardedGradients:
     Args:
         module: the player.
         world: workers; FSDP divides by this number, so each worker multiplies its loss by it (`factor`).
+
+    Attributes:
+        complete: whether the next backward pass completes the gradients of a step; each pass is summed in any case, so
+            that no worker holds the gradients of a whole net.
     """
 
     def __init__(self, module: nn.Module, world: int) -> None:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self.factor = world
+        self.complete = True
 
     def reduce_and_clip(self, clip: float) -> float:
         """Clip the gradients to the norm `clip`, and return the norm before; the same on every worker."""

@@ -21,10 +21,12 @@ from genflow.maths.rng import BatchRng
 from genflow.maths.tf32 import tf32
 from genflow.recipe.schema import Train
 from genflow.training import checkpoint, resume
+from genflow.training.activations import checkpoint_layers
 from genflow.training.all_reduce import Gradients
 from genflow.training.clock import BudgetClock, StepTimer
 from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import ShardedGradients, shard
+from genflow.training.micro_batches import mean, micro_batches
 from genflow.training.moments import Moments
 from genflow.training.optim import optimizers_of
 from genflow.training.precision import multiplies_bfloat16
@@ -102,6 +104,9 @@ def _fit(
     family.to("cpu" if sharded else device).train()  # a net that is to be sharded may not fit on one device
     if apart := workers.adopt(family.state_dict()):
         session.note(f"the workers' start weights differed by {apart:.2g}: all start with those of worker 0")
+    if train.checkpoint_activations:
+        for player in family.players:
+            checkpoint_layers(getattr(family, player))
     if sharded:
         for player in family.players:
             shard(getattr(family, player), device, session.world)
@@ -194,12 +199,16 @@ def _fit(
             others = [getattr(family, name) for name in family.players if name != player]
             _require_grad(others, False)
             rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                loss, numbers = family.loss(player, batch, rng)
-            timer.mark("loss")
-            (loss * ((stop - start) / train.batch * gradients[player].factor)).backward()
+            losses = []
+            for part, draws, is_last in micro_batches(batch, rng, train.accumulate):
+                with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                    losses.append((len(part), *family.loss(player, part, draws)))
+                timer.mark("loss")
+                gradients[player].complete = is_last
+                (losses[-1][1] * (len(part) / train.batch * gradients[player].factor)).backward()
+                timer.mark("backward")
+            loss, numbers = mean(losses)
             _require_grad(others, True)
-            timer.mark("backward")
             norm = gradients[player].reduce_and_clip(train.clip)
             timer.mark("gather")
             if not math.isfinite(norm):

@@ -38,16 +38,21 @@ def skip_compiler_import() -> None:
             original.__dict__.setdefault("__dynamo_disable", original)
 
 
+def matrices_of(module: nn.Module, train: Train) -> list[nn.Parameter]:
+    """The parameters that Muon moves: matrices and convolutions; none with AdamW."""
+    if train.optimizer == "adamw":
+        return []
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    params = [p for p in module.parameters() if p.requires_grad]
+    return [p for p in params if p.dim() >= 2 and id(p) not in embeddings and 1 < p.shape[0] < p.numel()]
+
+
 def optimizers_of(module: nn.Module, train: Train) -> dict[str, torch.optim.Optimizer]:
     """Muon for matrices and convolutions and AdamW at a tenth of its rate for the rest; or AdamW for all."""
     skip_compiler_import()
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    params = [p for p in module.parameters() if p.requires_grad]
-    matrices = [p for p in params if p.dim() >= 2 and id(p) not in embeddings and 1 < p.shape[0] < p.numel()]
-    if train.optimizer == "adamw":
-        matrices = []
+    matrices = matrices_of(module, train)
     chosen = {id(p) for p in matrices}
-    rest = [p for p in params if id(p) not in chosen]
+    rest = [p for p in module.parameters() if p.requires_grad and id(p) not in chosen]
     made: dict[str, torch.optim.Optimizer] = {}
     if matrices:
         made["muon"] = Muon(matrices, lr=train.lr, weight_decay=train.weight_decay)

@@ -58,8 +58,9 @@ def source(kind: str, facts: DataSpec, net: str = "auto") -> Recipe | None:
 
 def family(kind: str, facts: DataSpec, net: str = "auto", *, seed: int = 0, **sections: Any) -> Family:
     """A family with a small net in eval mode. Its weights are a function of the seed."""
+    chosen = recipe(kind, facts, net, **sections)
     torch.manual_seed(seed)
-    return build.family_of(recipe(kind, facts, net, **sections), facts).eval()
+    return build.family_of(chosen, facts).eval()
 
 
 @torch.no_grad()
