@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 # imported. By default a thread spins for milliseconds, and another one that still works may need its core.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# NumPy's threads spin as well, and without a limit. Its matrices are small here; large ones are multiplied by torch.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _FUNCTIONS = ("compare", "data", "datasets", "evaluate", "load", "prepare", "runs", "train", "tune")  # of genflow.api
 _MODULES = ("data", "errors", "runs")  # imported on first use; the first and the last can also be called

@@ -94,6 +94,15 @@ def test_threads_that_wait_give_their_core_away(given: dict[str, str], found: st
     assert f"GOMP_SPINCOUNT = '{found}'" in shown
 
 
+def test_numpy_has_one_thread() -> None:
+    """The matrices of a distance are small; two threads take hundreds of times as long if a core is busy."""
+    limits = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+    clean = {name: value for name, value in os.environ.items() if name not in limits}
+    program = "import genflow, numpy, threadpoolctl as t; print({p['num_threads'] for p in t.threadpool_info()})"
+    found = subprocess.run([sys.executable, "-c", program], env=clean, stdout=subprocess.PIPE, text=True, check=True)
+    assert found.stdout.strip() == "{1}"
+
+
 def test_a_chosen_policy_of_waiting_stays() -> None:
     clean = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     program = "import os, genflow; print('GOMP_SPINCOUNT' in os.environ)"
