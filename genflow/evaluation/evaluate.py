@@ -30,11 +30,10 @@ import torch
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
 from genflow.evaluation import metrics, samples, sweep
-from genflow.evaluation.features import clip
+from genflow.evaluation.features import ASKED, clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.headline import headline
 from genflow.evaluation.metric_suite import MetricSuite
-from genflow.evaluation.metrics import r_precision
 from genflow.evaluation.metrics.base import Metric, Samples
 from genflow.evaluation.progress import BOUND, ESTIMATE, Progress
 from genflow.evaluation.results import Evaluation, Identity, floors, headlines
@@ -176,7 +175,7 @@ def _measure(
     # guidance changes the distribution of samples, so the likelihood of the family would not describe them
     likely = options.likelihood if engine.options.get("guidance", 1.0) == 1.0 else 0
     likely_rows = min(likely, len(extractor.real.reference))
-    unseen = min(n, r_precision.ASKED, len(samples.unseen(data, extractor))) if engine.prompts else 0
+    unseen = min(n, ASKED, len(samples.unseen(data, extractor))) if engine.prompts else 0
     total = n + few * len(settings + scales) + likely_rows + unseen
     progress = Progress(emit, run.id, total, _work(engine, n, few, settings + scales, likely_rows, unseen))
 

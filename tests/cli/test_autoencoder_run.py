@@ -13,7 +13,7 @@ from genflow.data.prepare import in_process, prepare
 from genflow.data.preview import render
 from genflow.data.shards import Dataset
 from genflow.errors import UsageError
-from genflow.evaluation import selection
+from genflow.evaluation import results, selection
 from genflow.evaluation.report import table
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data
@@ -95,7 +95,7 @@ def test_it_is_not_recommended(run: Artifact, monkeypatch: pytest.MonkeyPatch, s
         "fingerprint": "f", "features": {"name": "n"}, "metrics": {"fd": fd}, "sweep": [point], "reconstructs": True,
         "reconstruction": {"psnr": {**fd, "value": 20.0}},
     }  # fmt: skip
-    for module in (selection, table):
+    for module in (selection, results):
         monkeypatch.setattr(module, "documents", lambda store: [(None, document)])
     with pytest.raises(UsageError, match="no run was measured yet"):
         selection.choices(store)

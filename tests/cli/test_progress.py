@@ -84,7 +84,8 @@ def on_a_terminal(events: list[dict[str, Any]], tmp_path: Path, **environment: s
     script.write_text(
         "import sys\nfrom genflow.cli.progress import Progress\n"
         f"with Progress() as shown:\n    for event in {events!r}:\n"
-        "        shown(event)\n        shown._live.refresh()\n"
+        "        shown(event)\n        shown._live.refresh()\n",
+        encoding="utf-8",
     )
     main, other = pty.openpty()
     own = {**os.environ, "TERM": "xterm-256color", "COLORTERM": "truecolor", "COLUMNS": "100", "LINES": "30"}

@@ -351,7 +351,8 @@ def _require_prompts_shown(store: Store, document: Evaluation, data: Dataset) ->
     named = [{"path": "evaluation/prompts/prompts.json", "type": "table"}]
     assert json.loads(tags[-1]["mlflow.loggedArtifacts"]) == named
     text = page.render(store, [document])
-    assert all(f"<li dir=\"auto\">{caption}</li>" in text for caption in (*shown["prompts"], *shown["grid"]))
+    assert all(f"<li dir=\"auto\">{caption}</li>" in text for caption in shown["prompts"])
+    assert f"<small dir=\"auto\" title=\"{shown['grid'][0]}\">" in text
     assert "unseen prompt ↑" in text
     assert "against guidance" in text
 

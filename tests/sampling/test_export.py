@@ -130,7 +130,7 @@ def without_packages(folder: File, *words: str) -> np.ndarray:
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
     out = folder / "drawn.npy"
     command = [sys.executable, "-c", code, folder / "sample.py", "-n", "6", "--out", out, *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     return np.load(out)
 
@@ -169,7 +169,9 @@ def test_a_default_run_is_drawn_without_genflow(exported, capsys, kind: str, for
     assert (theirs != ours).mean() <= 0.001
     code = (folder / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     if form == "onnx":  # the code of README.md runs as it is
-        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, capture_output=True, encoding="utf-8", check=False
+        )
         assert done.returncode == 0, done.stderr
     assert {f.suffix for f in folder.iterdir()} >= {".py", ".md", ".pt2" if form == "torch_export" else ".onnx"}
 

@@ -89,7 +89,7 @@ def test_threads_that_wait_give_their_core_away(given: dict[str, str], found: st
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     shown = subprocess.run(
         [sys.executable, "-c", "import genflow, torch"],
-        env={**clean, "OMP_DISPLAY_ENV": "VERBOSE", **given}, stderr=subprocess.PIPE, text=True, check=True,
+        env={**clean, "OMP_DISPLAY_ENV": "VERBOSE", **given}, stderr=subprocess.PIPE, encoding="utf-8", check=True,
     ).stderr  # fmt: skip
     assert f"GOMP_SPINCOUNT = '{found}'" in shown
 
@@ -99,7 +99,9 @@ def test_numpy_has_one_thread() -> None:
     limits = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
     clean = {name: value for name, value in os.environ.items() if name not in limits}
     program = "import genflow, numpy, threadpoolctl as t; print({p['num_threads'] for p in t.threadpool_info()})"
-    found = subprocess.run([sys.executable, "-c", program], env=clean, stdout=subprocess.PIPE, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=clean, stdout=subprocess.PIPE, encoding="utf-8", check=True
+    )
     assert found.stdout.strip() == "{1}"
 
 
@@ -108,6 +110,6 @@ def test_a_chosen_policy_of_waiting_stays() -> None:
     program = "import os, genflow; print('GOMP_SPINCOUNT' in os.environ)"
     shown = subprocess.run(
         [sys.executable, "-c", program],
-        env={**clean, "OMP_WAIT_POLICY": "active"}, stdout=subprocess.PIPE, text=True, check=True,
+        env={**clean, "OMP_WAIT_POLICY": "active"}, stdout=subprocess.PIPE, encoding="utf-8", check=True,
     ).stdout  # fmt: skip
     assert shown.strip() == "False"

@@ -6,3 +6,5 @@
     caption_pool    the captions of a dataset, and which of them are wrong answers for a picture
     imagenet        an optional ImageNet network, from a Python package
 """
+
+ASKED = 500  # rows whose captions are asked for, at most; here, because metrics are declared without torch

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from genflow.data.shards import Dataset, to_display
-from genflow.evaluation.features import classifier
+from genflow.evaluation.features import ASKED, classifier
 from genflow.evaluation.features.caption_pool import CaptionPool
 from genflow.maths.rng import key
 from genflow.specs import DataSpec
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 SCALE = 20.0  # of cosines
 CANDIDATES = 2048  # captions that a training step compares with
 MAX_TRAINING_ROWS = 64_000
-MAX_ASKED, MIN_ROWS = 500, 8  # rows whose captions are asked for; fewest rows to train on and to measure
+MIN_ROWS = 8  # fewest rows to train on and to measure
 SHIFT, NOISE = 16, 0.2  # a sixteenth of a side; largest standard deviation
 WEIGHTS, DOCUMENT = "judge.safetensors", "judge.json"
 _pools: dict[str, CaptionPool] = {}  # by the fingerprint of the data
@@ -62,7 +62,7 @@ class Roles:
     @classmethod
     def of(cls, real: "DataSplits") -> "Roles":
         """The first of the floor's rows, whose captions samples have; and all others but the reference."""
-        count = min(MAX_ASKED, len(real.floor) // 2)
+        count = min(ASKED, len(real.floor) // 2)
         return cls(real.floor[:count], np.concatenate([real.training, real.floor[count:]])[:MAX_TRAINING_ROWS])
 
 

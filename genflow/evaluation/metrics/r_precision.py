@@ -19,19 +19,18 @@ References:
     AttnGAN (Xu et al., 2018), for R-precision with 99 random captions   https://arxiv.org/abs/1711.10485
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from genflow.evaluation.features import ASKED
 from genflow.evaluation.interval import proportion
 from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Reading, Row, Samples, with_interval
 
 if TYPE_CHECKING:
     from genflow.data.shards import Split
     from genflow.evaluation.features.caption_judge import CaptionJudge
-
-ASKED = 500  # MAX_ASKED of the judge, without importing torch
 
 
 def measure(inputs: Samples) -> dict[str, Reading]:
@@ -109,14 +108,19 @@ def hit(cosines: np.ndarray, true: np.ndarray, wrong: Sequence[np.ndarray]) -> n
 SEEN, HARD = Number("r_precision", better="larger"), Number("r_precision_hard", better="larger")
 
 
-def _cell(row: Row) -> str:
-    found = [number.get(row) for number in (SEEN, HARD)]
-    return " / ".join(f"{metric['value']:.2f}" if metric else NONE for metric in found)
+def side_by_side(*numbers: Number) -> Callable[[Row], str]:
+    """A cell with several numbers of a row."""
+
+    def cell(row: Row) -> str:
+        found = [number.get(row) for number in numbers]
+        return " / ".join(f"{metric['value']:.2f}" if metric else NONE for metric in found)
+
+    return cell
 
 
 METRIC = Metric(
     measure, needs="samples", numbers=(SEEN, HARD), records=ASKED, order=41,
     applies=lambda data, options: data.facts.captions and not data.facts.is_points,
-    table=(Column("prompt / hard", _cell, has=lambda row: SEEN.get(row) is not None),),
+    table=(Column("prompt / hard", side_by_side(SEEN, HARD), has=lambda row: SEEN.get(row) is not None),),
     report=(with_interval(SEEN, "prompt ↑"), with_interval(HARD, "prompt ↑<small>hard</small>")),
 )  # fmt: skip

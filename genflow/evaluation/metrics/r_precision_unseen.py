@@ -10,10 +10,11 @@ pictures. A value far below `r_precision` means that the run has learned its cap
 has a caption, a copy of this row is what the caption asks for; no unseen caption asks for a copy.
 """
 
+from genflow.evaluation.features import ASKED
 from genflow.evaluation.interval import Interval
-from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Reading, Row, with_interval
+from genflow.evaluation.metrics.base import Column, Metric, Model, Number, Reading, with_interval
 from genflow.evaluation.metrics.memorization import memorization
-from genflow.evaluation.metrics.r_precision import ASKED, judge_of, readings
+from genflow.evaluation.metrics.r_precision import judge_of, readings, side_by_side
 
 
 def measure(inputs: Model) -> dict[str, Reading]:
@@ -43,15 +44,10 @@ HARD = Number("r_precision_unseen_hard", better="larger")
 COPIES = Number("copies_unseen", better="smaller", tune=False)
 
 
-def _cell(row: Row) -> str:
-    found = [number.get(row) for number in (UNSEEN, HARD)]
-    return " / ".join(f"{metric['value']:.2f}" if metric else NONE for metric in found)
-
-
 METRIC = Metric(
     measure, needs="model", numbers=(UNSEEN, HARD, COPIES), order=42,
     applies=lambda data, options: data.facts.captions and not data.facts.is_points,
-    table=(Column("unseen / hard", _cell, has=lambda row: UNSEEN.get(row) is not None),),
+    table=(Column("unseen / hard", side_by_side(UNSEEN, HARD), has=lambda row: UNSEEN.get(row) is not None),),
     report=(
         with_interval(UNSEEN, "unseen prompt ↑"),
         with_interval(HARD, "unseen prompt ↑<small>hard</small>"),
