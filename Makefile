@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs site hero notebooks deploy trial results results-latents results-text-to-image tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero notebooks deploy trial results results-latents results-photographs results-text-to-image tables presets chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -64,6 +64,11 @@ results: $(VENV)/.installed
 # latent against pixel training on colour icons (hours on two cores; needs: apt-get install fonts-noto-color-emoji)
 results-latents: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents.yaml --out docs/latents-results.md
+
+# the same for crops of photographs (as long; needs mate-backgrounds)
+results-photographs: $(VENV)/.installed
+	test -d benchmarks/photographs || $(BIN)/python -m benchmarks.autoencoder --cut /usr/share/backgrounds/mate/nature benchmarks/photographs
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_photographs.yaml --out docs/latents-photographs.md
 
 # prompts of a colour font, three seeds (an hour on two cores; needs fonts-noto-color-emoji and the extra `text`)
 results-text-to-image: $(VENV)/.installed

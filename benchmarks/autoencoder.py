@@ -8,7 +8,7 @@ CPU seconds of one thread, the mean over seeds and the smallest and the largest 
 held-out pictures, from averaged weights; `fd` and everything else is measured by `genflow evaluate`.
 
 `--cut` cuts photographs into squares at three scales, as pictures for `genflow prepare`: squares of the right quarter
-of each photograph are held out, and no other square overlaps them.
+of each photograph are held out, and no other square overlaps them. The class of a square is its photograph.
 """
 
 import argparse
@@ -28,8 +28,7 @@ from genflow.maths.similarity import psnr, ssim
 from genflow.recipe.compose import assignments, compose
 from genflow.recipe.schema import Recipe
 from genflow.storage.store import Store
-from genflow.training.ema import with_average
-from genflow.training.loop import fit
+from genflow.training.loop import fit, with_average
 from genflow.training.session import Session
 
 HELD_OUT = 256  # rows
@@ -37,7 +36,7 @@ SCALES = (1.0, 0.5, 0.25)  # of a photograph, before it is cut
 
 
 def cut(photographs: Path, folder: Path, side: int) -> None:
-    """Write the squares of every photograph as PNG files in FOLDER/train and FOLDER/val."""
+    """Write squares of photographs as PNG files in FOLDER/train/NAME and FOLDER/val/NAME: a class each photograph."""
     for file in sorted(photographs.iterdir()):
         with Image.open(file) as opened:
             whole = opened.convert("RGB")
@@ -48,7 +47,7 @@ def cut(photographs: Path, folder: Path, side: int) -> None:
             for split, start, stop, step in (("train", 0, border, side // 2), ("val", border, width, side)):
                 for top in range(0, height - side + 1, step):
                     for left in range(start, stop - side + 1, step):
-                        target = folder / split / f"{file.stem}-{scale}-{top}-{left}.png"
+                        target = folder / split / file.stem / f"{scale}-{top}-{left}.png"
                         target.parent.mkdir(parents=True, exist_ok=True)
                         Image.fromarray(pixels[top : top + side, left : left + side]).save(target)
 
