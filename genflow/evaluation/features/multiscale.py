@@ -7,7 +7,7 @@
 A classifier learns to ignore noise, blur and fine patterns, which people see at once, so its last layer alone misses
 them. The feature maps and the spectrum show them. Each of the last four parts is projected on its 8 main directions
 among real pictures, where it has mean 0 and covariance 1. Directions of little variance thus weigh as much as others:
-a fine pattern changes them most. The hidden layer is scaled to a total variance of 16, twice that of another part.
+a fine pattern changes them most. The hidden layer is scaled to a total variance of 32, four times that of another part.
 
 `benchmarks/damage.py` measures what known damage costs with these features.
 
@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from genflow.evaluation.features.classifier import EMBED_BATCH, FEATURES, WIDTH, Classifier, to_input
 
 DIRECTIONS = 8  # of each part but the hidden layer
-HIDDEN_VARIANCE = 16.0  # total, of the hidden layer
+HIDDEN_VARIANCE = 32.0  # total, of the hidden layer
 BLOCK = 8  # pixels; side of the blocks of the spectrum
 FIT_ROWS = 4096  # largest number of pictures by which the directions are found
-QUIET = 1e-4  # added to energies, so that differences below 2 or 3 grey levels count little
+QUIET = 1e-3  # added to energies, so that noise below some 5 grey levels, which few people see, counts little
 FLAT = 1e-3  # smallest variance of a direction, as a share of the mean over all directions
 
 
