@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from genflow.cli import console
-from genflow.cli.options import AsJson, Config, Data, Init, Latents, Sets, Size, Text, complete_family
+from genflow.cli.options import AsJson, Config, Data, FamilyOrFile, Init, Latents, Sets, Size, Text
 from genflow.commands.recipes import read_config
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -16,12 +16,7 @@ WIDTH = 100  # columns of the assumptions
 
 
 def cost(
-    family: Annotated[
-        str,
-        typer.Argument(
-            help="vae, ddpm, flow_matching ...; default: the family in FILE.", autocompletion=complete_family
-        ),
-    ] = "",
+    family: FamilyOrFile = "",
     data: Data = "",
     pixels: Annotated[
         int | None, typer.Option(help="Side of colour pictures that do not exist yet, in place of --data.")

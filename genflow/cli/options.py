@@ -41,6 +41,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and exit
 OnCluster = Annotated[bool, typer.Option("--cluster/--local", help="Run on a Ray cluster or on this machine.")]
 Address = Annotated[str, typer.Option(help="Cluster dashboard, such as http://127.0.0.1:8265.")]
 HiddenAddress = Annotated[str, typer.Option(help="Cluster dashboard, such as http://127.0.0.1:8265.", hidden=True)]
+FamilyOrFile = Annotated[
+    str,
+    typer.Argument(help="vae, ddpm, flow_matching ...; default: the family in FILE.", autocompletion=complete_family),
+]
 Data = Annotated[str, typer.Option(help="Dataset name, id or `latest`.", autocompletion=complete_data)]
 Latents = Annotated[str, typer.Option(help="Train on these latents; `auto`: make them first; `none`: train on pixels.")]
 Text = Annotated[str, typer.Option(help="Read captions, not labels: text encoder (minilm or a folder) or embeddings.")]

@@ -12,6 +12,7 @@ from genflow.cli.options import (
     Config,
     Data,
     DryRun,
+    FamilyOrFile,
     HiddenAddress,
     Init,
     Latents,
@@ -19,7 +20,6 @@ from genflow.cli.options import (
     Sets,
     Size,
     Text,
-    complete_family,
 )
 from genflow.commands.recipes import read_config
 from genflow.system.documents import Json
@@ -29,13 +29,9 @@ if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.recipe.schema import Recipe
     from genflow.storage.store import Store
 
+
 def train(
-    family: Annotated[
-        str,
-        typer.Argument(
-            help="vae, ddpm, flow_matching ...; default: the family in FILE.", autocompletion=complete_family
-        ),
-    ] = "",
+    family: FamilyOrFile = "",
     data: Data = "",
     latents: Latents = "",
     text: Text = "",

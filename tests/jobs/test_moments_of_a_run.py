@@ -1,16 +1,13 @@
 """What a run keeps of its training: pictures, an animation, held-out losses and how it went; also if it is killed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageSequence
 
-from genflow.data.prepare import in_process, prepare
 from genflow.errors import UsageError
 from genflow.recipe.compose import compose
-from genflow.recipe.schema import Data
 from genflow.storage.store import Store
 from genflow.system import events
 from genflow.tracking.journal import curves, entries, journal_path
@@ -28,13 +25,8 @@ class KilledError(BaseException):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store with digits that jobs of this process use."""
-    made = Store(tmp_path_factory.mktemp("moments") / "store")
-    prepare(made, Data(source="digits"), in_process, lambda event, **fields: None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENFLOW_STORE", str(made.root))
-        yield made
+def store(digits_store: Store) -> Store:
+    return digits_store
 
 
 def document(name: str, family: str = "flow_matching", **settings: Any) -> dict[str, Any]:

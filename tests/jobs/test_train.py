@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from safetensors.torch import load_file
 from support import TESTS
 from support.processes import descendants
 
-from genflow.data.prepare import in_process, prepare
 from genflow.errors import GenflowError, ResourceError, SetupError
 from genflow.recipe.compose import compose
-from genflow.recipe.schema import Cluster, Data
+from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
 from genflow.tracking.journal import curves, entries, journal_path
@@ -34,13 +33,8 @@ STEPS = 60
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A store with digits that jobs of this process use."""
-    store = Store(tmp_path_factory.mktemp("train") / "store")
-    prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GENFLOW_STORE", str(store.root))
-        yield store
+def tiny(digits_store: Store) -> Store:
+    return digits_store
 
 
 def document(name: str, workers: int = 1, *, steps: int = STEPS, **settings: Any) -> dict[str, Any]:
