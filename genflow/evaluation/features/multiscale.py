@@ -11,8 +11,7 @@ a fine pattern changes them most. The hidden layer is scaled to a total variance
 
 `benchmarks/damage.py` measures what known damage costs with these features.
 
-References:
-    Demystifying MMD GANs (Binkowski et al., 2018), on the role of the features   https://arxiv.org/abs/1801.01401
+Reference, on what the last layer of a classifier does not see:
     The Role of ImageNet Classes in Frechet Inception Distance (Kynkaanniemi et al., 2023)
     https://arxiv.org/abs/2203.06026
 """
