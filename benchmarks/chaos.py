@@ -43,7 +43,7 @@ from genflow.training.checkpoint import Checkpoints
 
 DATA = "ring8"
 STEPS, EVERY = 240, 6  # checkpoints so often that most of the time one is being written
-TIMES = {"train/seconds", "train/images_per_second", "train/position"}
+TIMES = {"train/seconds", "train/images_per_second", "train/position", "minutes"}  # of the clock
 PATIENCE_S, GONE_S = 400.0, 120.0  # the sender of a dead run may need a minute for the rest
 ATTEMPTS = 8  # starts of the same command after the last kill
 
