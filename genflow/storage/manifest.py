@@ -40,6 +40,12 @@ def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[st
             files[relative] = {"size": file.stat().st_size, "sha256": sync_and_hash(file)}
     for folder in sorted({(path / name).parent for name in files}):
         sync_folder(folder)
+    return manifest_of(files, kind, id, name=name, parents=parents, meta=meta)
+
+
+def manifest_of(files: dict[str, Any], kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
+                meta: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest of files that are on the disk, from their sizes and hashes; see `describe`."""
     manifest = {
         "schema": f"genflow.{kind}/1",
         "id": id,

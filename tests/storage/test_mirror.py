@@ -172,6 +172,29 @@ def test_another_machine_resumes_from_the_newest_checkpoint(machines: Any) -> No
     assert b.mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
 
 
+def test_a_checkpoint_of_two_machines_exists_when_both_have_uploaded_their_shards(machines: Any) -> None:
+    """It replaces one of the same step; another machine then finds the files of both, and old ones are deleted."""
+    first, second = (Checkpoints(machines(name).folder("runs", "r-1") / "checkpoints") for name in "ab")
+    for step in (1, 2, 3):
+        first.save(step, lambda folder, step=step: write_step(folder, str(step)))
+    other = Checkpoints(machines("c").folder("runs", "r-1") / "checkpoints")
+    attempt, files = first.begin(3), {}
+    for worker, checkpoints in {"a": first, "b": second}.items():
+        assert other.newest() == other.folder / "step_00000002"
+        (checkpoints.folder_of(attempt) / f"shard-{worker}").write_text(worker, encoding="utf-8")
+        files |= checkpoints.add(attempt, [f"shard-{worker}"])
+    assert other.newest() == other.folder / "step_00000002"
+    first.commit(attempt, files)
+    second.abandon(attempt)
+    assert (newest := other.newest()) == other.folder / "step_00000003"
+    assert {file.name for file in newest.iterdir()} == {"manifest.json", "shard-a", "shard-b"}
+    assert machines("a").mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003"]
+    assert [path for each in (first, second) for path in each.folder.glob("*.tmp-*")] == []
+    other.save(3, lambda folder: write_step(folder, "whole"))
+    whole = machines("c").mirror.bucket.list("runs/r-1/checkpoints/step_00000003")
+    assert set(whole) == {"manifest.json", "state.json"}
+
+
 def test_a_corrupt_local_checkpoint_is_downloaded_again(machines: Any) -> None:
     """A checkpoint that is corrupt only here is downloaded again, so that the run does not resume from an older one."""
     store = machines("a")
