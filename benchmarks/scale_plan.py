@@ -224,8 +224,8 @@ def section(document: Json) -> list[str]:
         ), (
             "a checkpoint",
             f"{state / 1e9:,.1f} GB of weights, average and optimizer; {written / 1e9:,.2f} GB/s a core",
-            f"{state / written:,.2f} s by one worker while {GPUS - 1} wait, {state / GPUS / written:,.3f} s by all; "
-            f"{state / 1e9:,.1f} s by one worker on a disk of 1 GB/s",
+            f"copies of the net: {state / written:,.2f} s by one worker while {GPUS - 1} wait, on a disk of 1 GB/s "
+            f"{state / 1e9:,.1f} s; shards: {state / GPUS / written:,.3f} s by each worker, while training continues",
         ), (
             "comparing the workers' weights, at a checkpoint", f"{piece['compared_bytes'] / 1e9:,.2f} GB/s a core",
             f"{8 * train['parameters'] / piece['compared_bytes']:,.1f} s of a core",

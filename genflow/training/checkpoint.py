@@ -2,6 +2,8 @@
 
     checkpoints/step_00001000/  weights.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
 
+A run whose net is sharded writes other files until its end (see `sharded_checkpoint`).
+
 A checkpoint exists once its folder does: it is written to a temporary folder, fsynced, and renamed (see `store`). In a
 bucket it exists once it is uploaded, and training continues only then.
 """

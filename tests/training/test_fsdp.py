@@ -94,7 +94,7 @@ for case in cases:
         train(each, case, sharded=sharded, parts=parts)
 """
 CHECKPOINTS = """
-case = cases[0]
+case = ("flow_matching", "mlp", "points")
 written = threading.Event()
 
 
@@ -155,7 +155,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     @functools.cache
     def train(*cases: tuple[str, str, str]) -> Path:
         folder = tmp_path_factory.mktemp("shards")
-        two_workers(WORKER + CASES_OF, folder, json.dumps(cases))
+        code = WORKER + CASES_OF + CHECKPOINTS if cases == tuple(CASES) else WORKER + CASES_OF
+        two_workers(code, folder, json.dumps(cases))  # one pair of processes, because starting takes seconds
         return folder
 
     return train
@@ -192,11 +193,9 @@ def test_workers_train_in_parts_as_in_one(trained: Callable[..., Path], sharded:
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(trained: Callable[..., Path]) -> Path:
     """A small net that two workers train, with checkpoints of shards."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    two_workers(WORKER + CHECKPOINTS, folder, json.dumps([("flow_matching", "mlp", "points")]))
-    return folder
+    return trained(*CASES)
 
 
 def test_every_worker_writes_its_shards(saved: Path) -> None:
