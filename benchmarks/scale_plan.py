@@ -193,7 +193,8 @@ def section(document: Json) -> list[str]:
             f"`genflow prepare`, from pictures of {ORIGINAL}x{ORIGINAL}", f"{piece['prepared']:,.0f} pictures/s a core",
             f"{prepared:,.0f} core hours; it runs on one node, with {CORES} cores for {prepared / CORES:,.1f} hours",
         ), (
-            "verifying every shard, on every node", f"{piece['hashed_bytes'] / 1e9:,.2f} GB/s a core",
+            "hashing every shard when it is first read, on every node",
+            f"{piece['hashed_bytes'] / 1e9:,.2f} GB/s a core",
             f"{piece['picture_bytes'] * hashed:,.1f} hours of a core for pixels, {piece['latent_bytes'] * hashed:,.1f} "
             "for latents",
         ), (

@@ -182,8 +182,8 @@ def read(folder: Path, module: nn.Module, average: Tensors, optimizers: Optimize
     from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
     reader = HuggingFaceStorageReader(str(folder))
-    known = reader.read_metadata().state_dict_metadata
-    sizes = {name: tuple(known[name].size) for name in known}
+    known: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    sizes = {name: tuple(each.size) for name, each in known.items()}
     weights = {name.removeprefix("weights/"): size for name, size in sizes.items() if name.startswith("weights/")}
     require_fit(folder, module, weights)
     state = {name: value for name, value in _present(module, average, optimizers).items() if name in known}

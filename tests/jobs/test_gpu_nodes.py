@@ -29,7 +29,11 @@ def told() -> dict[str, Any]:
         prepare(store, Data(source="digits"), in_process, lambda event, **fields: None)
         settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         settings |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(TESTS)]), "OMP_NUM_THREADS": "1"}
-        settings |= {"RAY_worker_niceness": "0", "RAY_TMPDIR": f"{folder}/ray", "HOME": folder}
+        token = Path(folder) / "token"
+        token.touch(0o600)
+        token.write_text("5ec4e7" * 10, encoding="utf-8")
+        settings |= {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_TMPDIR": f"{folder}/ray", "RAY_worker_niceness": "0"}
+        Path(folder, "ray").mkdir()
         program = [sys.executable, TESTS / "support/gpu_nodes.py", folder, store.root]
         done = subprocess.run(program, env=settings, capture_output=True, encoding="utf-8", timeout=600, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

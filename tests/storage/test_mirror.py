@@ -7,9 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.bucket import Server, machine
+from support.shards import in_shards
 
+from genflow.data import shards
+from genflow.data.shards import Dataset
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.storage import lock, mirror, names
 from genflow.storage.store import Artifact, Store
@@ -151,6 +155,20 @@ def test_an_artifact_is_deleted_on_every_machine(machines: Any) -> None:
     b.delete(artifact.kind, artifact.id)
     assert machines("a").get("reports", "x-1") is None
     assert make(machines("a"), text="again").file("inner/a.txt").read_text(encoding="utf-8") == "again"
+
+
+def test_a_shard_of_large_data_is_downloaded_when_it_is_first_read(
+    machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine opens the dataset with its index alone."""
+    in_shards(machines("a"))
+    monkeypatch.setattr(shards, "HASHED_AT_OPEN", 0)
+    artifact = machines("b").find("datasets", "rows")
+    split = Dataset.open(artifact).splits["train"]
+    assert list((artifact.here / "train").glob("*.arrow")) == []
+    assert split.take(np.array([7, 5])).ravel()[::4].tolist() == [7, 5]
+    assert [file.name for file in (artifact.here / "train").glob("*.arrow")] == ["data-00001-of-00004.arrow"]
+    assert len(list((machines("b").find("datasets", "rows").path / "train").glob("*.arrow"))) == 4
 
 
 def write_step(folder: Path, content: str) -> None:

@@ -234,8 +234,8 @@ def explain(error: BaseException, cluster: Cluster, gpus: float = 0, limit_s: fl
     if any(is_out_of_memory(cause) for cause in chain):
         return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
     if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in chain):
-        text = f"after {duration(limit_s)} the cluster has no room for {waiting.asked(cluster, gpus)}"
-        return ResourceError(text, "wait for other jobs or more nodes, or use fewer --workers; the run then resumes")
+        why = f"after {duration(limit_s)} the cluster has no room for {waiting.asked(cluster, gpus)}"
+        return ResourceError(why, "wait for other jobs or more nodes, or use fewer --workers; the run then resumes")
     if fault := next((cause for cause in chain if isinstance(cause, WorkerError)), None):
         return ClusterError(str(fault), "run the same command again: it resumes from the newest checkpoint")
     last = chain[-1]
