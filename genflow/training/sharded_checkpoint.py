@@ -119,7 +119,7 @@ class Saver:
             own = self._try(lambda: None if names is None else self._checkpoints.add(attempt, names))
             files = self._collect(own)
             if self._workers.rank == 0 and None not in files:
-                self._try(lambda: self._checkpoints.commit(attempt, dict(ChainMap(*files))))
+                self._try(lambda: self._checkpoints.commit(attempt, dict(ChainMap(*(each or {} for each in files)))))
             dist.barrier(group=self._group)  # another worker must not delete files that the first one renames
             self._checkpoints.abandon(attempt)
 

@@ -61,7 +61,7 @@ def test_a_lost_node_is_awaited_and_replaced(told: dict[str, Any]) -> None:
     lines = [note for note in told["notes"] if note.endswith(awaited)]
     assert lines[0].startswith("waiting (")
     assert any(line.startswith("waiting for ") for line in lines[1:])
-    assert told["stopped"].startswith("KeyboardInterrupt")
+    assert told["stopped"] == ""
     assert told["stopped at"] > told["lost after"]
 
 

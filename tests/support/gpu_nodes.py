@@ -5,14 +5,12 @@
 The nodes are raylets on the loopback. Ray counts their GPUs, PyTorch finds none, and the workers compute on the CPU.
 """
 
-import contextlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.training import sharded_checkpoint
 from genflow.training.checkpoint import Checkpoints, read_state
-from jobs.runtime.train import waiting, worker_group
+from jobs.runtime.train import stop_signal, waiting, worker_group
 
 FOLDER, told = Path(sys.argv[1]), {}
 store = Store(sys.argv[2])
@@ -73,7 +71,7 @@ def train(workers: int, steps: int = 10**6) -> str:
     settings = {"store": str(store.root), "recipe": recipe.model_dump(mode="json"), "run": run.id, "alone": False}
     try:
         worker_group.run_on_ray(settings, recipe.cluster, spread=True, gpus=1)
-    except (GenflowError, KeyboardInterrupt) as error:
+    except GenflowError as error:
         return f"{type(error).__name__}: {error}"
     return ""
 
@@ -84,21 +82,16 @@ def newest() -> int:
     return int(found[-1].name.removeprefix("step_")) if found else 0
 
 
-def lose_and_replace() -> None:
-    """When there is a checkpoint, kill a node; later add another one, and stop the run when it has gone on."""
-    wait_for(newest)
-    nodes.remove_node(ones.pop(), allow_graceful=False)
-    time.sleep(8)  # within it, Ray has seen that the node is lost
-    told["lost after"] = reached = newest()
-    told["shards"] = sharded_checkpoint.is_in(checkpoints.steps()[-1])
-    time.sleep(3)
-    ones.append(add(1))
-    wait_for(lambda: newest() > reached)
-    os.kill(os.getpid(), signal.SIGINT)
+def fit(run: Callable[[], Any], flag: Any, notify: Callable[[str], None]) -> None:
+    """As `stop_signal.fit`; keeps the flag that stops the workers."""
+    flags.append(flag)
+    stop_signal.fit(run, flag, notify)
 
 
-with contextlib.suppress(Exception):
-    ray.init(nodes.address, logging_level="ERROR")
+flags: list[Any] = []
+worker_group.fit = fit
+# as `ray_cluster` does: another Ray of this machine must not be taken for this one
+ray.init(nodes.address, logging_level="ERROR", runtime_env={"env_vars": {"RAY_ADDRESS": nodes.address}})
 run = runs.plan(store, compose("flow_matching", {"name": "sharded", "data": {"name": "digits"}}))
 runs.create_folder(store, run)
 checkpoints = Checkpoints(store.folder("runs", run.id) / "checkpoints")
@@ -108,8 +101,17 @@ nodes.wait_for_nodes()
 told["pair"], told["ones"] = pair.node_id, [node.node_id for node in ones]
 told["2 workers"], told["3 workers"] = placed(2), placed(3)
 nodes.remove_node(pair)
-threading.Thread(target=lose_and_replace, daemon=True).start()
-told["stopped"] = train(2)
+with ThreadPoolExecutor(1) as pool:  # the nodes' signal handlers require the main thread
+    training = pool.submit(train, 2)
+    wait_for(newest)
+    nodes.remove_node(ones.pop(), allow_graceful=False)
+    lost = time.monotonic()
+    wait_for(lambda: time.monotonic() > lost + 8)  # within it, Ray has seen that the node is lost
+    told["lost after"], told["shards"] = newest(), sharded_checkpoint.is_in(checkpoints.steps()[-1])
+    ones.append(add(1))
+    wait_for(lambda: newest() > told["lost after"])
+    ray.get(flags[-1].set.remote())
+    told["stopped"] = training.result()
 told["stopped at"] = newest()
 nodes.remove_node(ones.pop())
 worker_group.START_S = 6
