@@ -99,7 +99,7 @@ pair = add(2)
 ones = [add(1), add(1)]
 nodes.wait_for_nodes()
 told["pair"], told["ones"] = pair.node_id, [node.node_id for node in ones]
-told["2 workers"], told["3 workers"] = placed(2), placed(3)
+told["3 workers"] = placed(3)
 nodes.remove_node(pair)
 with ThreadPoolExecutor(1) as pool:  # the nodes' signal handlers require the main thread
     training = pool.submit(train, 2)
@@ -109,7 +109,7 @@ with ThreadPoolExecutor(1) as pool:  # the nodes' signal handlers require the ma
     wait_for(lambda: time.monotonic() > lost + 8)  # within it, Ray has seen that the node is lost
     told["lost after"], told["shards"] = newest(), sharded_checkpoint.is_in(checkpoints.steps()[-1])
     ones.append(add(1))
-    wait_for(lambda: newest() > told["lost after"])
+    wait_for(lambda: newest() > told["lost after"], seconds=600)
     ray.get(flags[-1].set.remote())
     told["stopped"] = training.result()
 told["stopped at"] = newest()
