@@ -71,7 +71,7 @@ def draw(engine: Engine, data: Dataset, extractor: FeatureReference, seed: int) 
         return None
     captions = samples.captions_of(split, rows)
     seeds = samples.seeds(seed, len(rows), "prompts shown")
-    drawn = engine.draw(seeds, split.labels[rows].tolist(), prompts=captions).images
+    drawn = engine.draw(seeds, split.labels_of(rows).tolist(), prompts=captions).images
     train = data.splits["train"]
     _, _, nearest = neighbours(downscale(drawn, data.facts), train)
     pictures = {"sample": drawn, "nearest": train.take(nearest), "real": split.take(rows)}
