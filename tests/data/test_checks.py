@@ -12,9 +12,9 @@ from genflow.data import preview
 from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import DataError
+from genflow.pipeline.addresses import dataset_result as result
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
-from jobs.prepare import result
 
 Prepare = Callable[..., Dataset]
 

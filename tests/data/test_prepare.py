@@ -223,7 +223,7 @@ def test_skipped_files_are_shown(tmp_path: Path, store: Store, monkeypatch: pyte
     """`prepare` and `data show` print one line with kinds and counts; a cached dataset warns about new ones."""
     from genflow.cli import data as cli_data
     from genflow.cli import prepare as cli_prepare
-    from jobs.prepare import result
+    from genflow.pipeline.addresses import dataset_result as result
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(images, "formats", lambda: images.FORMATS)
