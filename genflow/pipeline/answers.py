@@ -89,7 +89,7 @@ def of_stage(store: Store, job: str, document: Json, seen: set[tuple[str, str]] 
     seen = set() if seen is None else seen
     try:
         if stage.found:
-            return function(stage.found)(store, document)  # type: ignore[no-any-return]
+            return function(stage.found)(store, document)
         if not _is_remembered(stage, document):
             return None
         needs = _needs(store, stage, document)
