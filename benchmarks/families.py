@@ -9,12 +9,14 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 import genflow
 from genflow import families
+from genflow.api import Run
 
 COLUMNS = 10
 SCALE, GAP, WORDS, SIZE = 2, 4, 168, 16  # enlargement; pixels between pictures, and for a row's name; of its letters
@@ -27,9 +29,8 @@ def trained() -> list[str]:
     return [stage["run"] for stage in done["stages"] if stage["job"] == "train"]
 
 
-def draw(runs: list[str], seed: int) -> Image.Image:
+def draw(rows: Sequence[Run], seed: int) -> Image.Image:
     """The rows, below each other."""
-    rows = [genflow.load(run) for run in runs]
     side = SCALE * rows[0].facts.shape[2]
     size = WORDS + COLUMNS * (side + GAP), len(rows) * (side + GAP) + GAP
     sheet = Image.new("RGB", size, "white")
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/families.png"))
     given = parser.parse_args()
-    draw(given.runs or trained(), given.seed).save(given.out)
+    draw([genflow.load(run) for run in given.runs or trained()], given.seed).save(given.out)
 
 
 if __name__ == "__main__":
