@@ -97,10 +97,10 @@ def of_stage(store: Store, job: str, document: Json, seen: set[tuple[str, str]] 
         if {key: answer[key] for key in ("code", "store", "known")} != _state(store, stage):
             return None
         result: Json = answer["result"]
-        named = [*needs, *_made(store, result)]
-        if not any(artifact.kind == stage.folder for artifact in named):
+        made = list(_made(store, result))
+        if not any(artifact.kind == stage.folder for artifact in made):
             return None
-        for artifact in named:
+        for artifact in (*needs, *made):
             _check(artifact, seen)
     except (GenflowError, OSError, ValueError, KeyError, TypeError):
         return None
