@@ -25,7 +25,7 @@ SCALE, GAP, WORDS, SIZE = 2, 4, 168, 16  # enlargement; pixels between pictures,
 def trained() -> list[str]:
     """The runs of the pipeline `families`, in its order."""
     command = [sys.executable, "-m", "genflow.cli", "run", "families", "--json"]
-    done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout)
     return [stage["run"] for stage in done["stages"] if stage["job"] == "train"]
 
 

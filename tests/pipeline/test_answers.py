@@ -124,7 +124,7 @@ def test_a_repeated_command_imports_no_torch_and_starts_no_process(made: tuple[S
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GENFLOW_STORE": str(store.root)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(commands)],
-        cwd=store.root.parent, env=environment, capture_output=True, text=True, check=True,
+        cwd=store.root.parent, env=environment, capture_output=True, encoding="utf-8", check=True,
     )  # fmt: skip
     *printed, last = done.stdout.splitlines()
     assert json.loads(last) == {"codes": [0] * 4, "heavy": [], "started": []}, done.stderr
