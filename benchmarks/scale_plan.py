@@ -70,7 +70,7 @@ def pieces() -> Json:
         "hashed_bytes": len(block) / _took(lambda: hashlib.sha256(block).digest()),
         "compared_bytes": 4 * (1 << 24) / _took(lambda: digest(weights)),
         "written_bytes": 4 * (1 << 24) / _took(write),
-        "noise_rows": rows / _took(lambda: BatchRng(0, "plan", 0, total=rows).normal((rows, *latents.shape))),
+        "noise_rows": rows / _took(lambda: BatchRng(0, "plan", 0).normal((rows, *latents.shape))),
     }
 
 

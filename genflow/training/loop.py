@@ -198,7 +198,7 @@ def _fit(
             module: nn.Module = getattr(family, player)
             others = [getattr(family, name) for name in family.players if name != player]
             _require_grad(others, False)
-            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
+            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, device=device)
             losses = []
             for part, draws, is_last in micro_batches(batch, rng, train.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
