@@ -212,8 +212,8 @@ def section(document: Json) -> list[str]:
             "the sum of gradients, in a step", "200 Gbit/s a GPU, 70 % of it used",
             f"{h100['exchange_s']:,.3f} s, in part while the backward pass runs",
         ), (
-            "noise, in a step", f"{noise:,.0f} rows/s a core; each worker draws the whole batch",
-            f"{BATCH / noise:,.3f} s of a core; of its own rows alone {share / noise:,.4f} s",
+            "noise, in a step", f"{noise:,.0f} rows/s a core; each worker draws its own rows, on its GPU",
+            f"on the CPU it would be {share / noise:,.4f} s of a core",
         ), (
             "reading latents, while training", f"{rate:,.0f} images/s",
             f"{rate * piece['latent_bytes'] / 1e9:,.2f} GB/s from the store",

@@ -47,7 +47,7 @@ class Counter:
 
     def __init__(self, key: int) -> None:
         self._first, self._second = divmod(key, 1 << 64)
-        self._few: tuple[Any, Any] = None, None  # words that later draws will take, and whose they are
+        self._few: tuple[Any, Any] = None, None  # numbers that later draws will take, and whose they are
 
     def draw(self, rows: range, draw: int, count: int, device: torch.device, *, normal: bool) -> Tensor:
         """The numbers (rows, count) of a draw.
@@ -66,15 +66,13 @@ class Counter:
         for value, bits in ((rows.stop, ROW_BITS), (draw, DRAW_BITS), (words, WORD_BITS)):
             if value >> bits:
                 raise ValueError(f"row {rows.stop}, draw {draw}, {count} numbers a row: {value} has over {bits} bits")
-        host, shape = _on_host(device), (len(rows), count)
-        out: Numbers = np.empty(shape, np.float32) if host else torch.empty(shape, device=device)
         if words <= FEW:
-            first = draw % SHARED * FEW
-            few = self._words_of_few(rows, draw // SHARED, device)[:, first : first + words]
-            _convert(few.copy() if host else few, out, 0, normal)
-        else:
-            self._fill(out, rows, draw, device, normal)
-        return torch.from_numpy(out) if host else out
+            found = self._of_few(rows, draw // SHARED, device, normal)[:, :, draw % SHARED, :words]
+            found = found.reshape(len(rows), 2 * words)[:, :count]
+            return torch.from_numpy(found.copy()) if _on_host(device) else found.clone()
+        out = _empty(len(rows), count, device)
+        self._fill(out, rows, draw, device, normal)
+        return torch.from_numpy(out) if _on_host(device) else out
 
     def _fill(self, out: Numbers, rows: range, draw: int, device: torch.device, normal: bool) -> None:
         words, most = -(-out.shape[1] // 2), HOST_WORDS if _on_host(device) else DEVICE_WORDS
@@ -89,18 +87,25 @@ class Counter:
     def _at(self, row: int, draw: int, word: int = 0) -> int:
         return self._first + GAMMA * ((row << DRAW_BITS | draw) << WORD_BITS | word)
 
-    def _words_of_few(self, rows: range, group: int, device: torch.device) -> Words:
-        """The first words of several draws, side by side: (rows, SHARED * FEW)."""
+    def _of_few(self, rows: range, group: int, device: torch.device, normal: bool) -> Numbers:
+        """The first numbers of several draws: (rows, 2, SHARED, FEW)."""
         key = rows, group, device
         if self._few[0] != key:
             offsets = _multiples(SHARED, DRAW, device)[:, None] + _multiples(FEW, GAMMA, device)
-            at = self._at(rows.start, group * SHARED)
-            self._few = key, _words(at, self._second, len(rows), offsets.reshape(-1))
-        return self._few[1]
+            words = _words(self._at(rows.start, group * SHARED), self._second, len(rows), offsets.reshape(-1))
+            made = [_empty(len(rows), 2 * SHARED * FEW, device) for _ in range(2)]
+            for kind, out in enumerate(made):
+                _convert(words.copy() if _on_host(device) else words, out, 0, bool(kind))
+            self._few = key, [each.reshape(len(rows), 2, SHARED, FEW) for each in made]
+        return self._few[1][normal]
 
 
 def _on_host(device: torch.device) -> bool:
     return device.type == "cpu"
+
+
+def _empty(rows: int, count: int, device: torch.device) -> Numbers:
+    return np.empty((rows, count), np.float32) if _on_host(device) else torch.empty((rows, count), device=device)
 
 
 def _signed(value: int) -> int:
@@ -153,22 +158,22 @@ def _mix_on_device(z: Tensor, second: int) -> Tensor:
 def _convert(words: Words, out: Numbers, first: int, normal: bool) -> None:
     """Write the numbers of words (rows, n) into out (rows, count); the first word has the number `first` in its draw.
 
-    A pair of normals has its second member half a row after its first, so that both are written without gaps.
+    The second number of a word is half a row behind its first, so that both are written without gaps.
     """
     half, count = -(-out.shape[1] // 2), words.shape[1]
     left, right = out[:, first : first + count], out[:, half + first : half + first + count]
-    if not normal:
-        out = out[:, 2 * first : 2 * (first + count)]
     if isinstance(words, Tensor):
-        _normals_on_device(words, left, right) if normal else _uniforms_on_device(words, out)
+        (_normals_on_device if normal else _uniforms_on_device)(words, left, right)
     else:
-        _normals_on_host(words, left, right) if normal else _uniforms_on_host(words, out)
+        (_normals_on_host if normal else _uniforms_on_host)(words, left, right)
 
 
-def _uniforms_on_host(words: np.ndarray, out: np.ndarray) -> None:
+def _uniforms_on_host(words: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
     halves = words.view(np.uint32)
     halves >>= np.uint32(8)
-    np.multiply(halves.view(np.int32)[:, : out.shape[1]], np.float32(UNIT), out=out, casting="unsafe", dtype=np.float32)
+    whole, unit = halves.view(np.int32), np.float32(UNIT)
+    np.multiply(whole[:, 1::2], unit, out=left, casting="unsafe", dtype=np.float32)
+    np.multiply(whole[:, ::2][:, : right.shape[1]], unit, out=right, casting="unsafe", dtype=np.float32)
 
 
 def _normals_on_host(words: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
@@ -187,13 +192,14 @@ def _normals_on_host(words: np.ndarray, left: np.ndarray, right: np.ndarray) -> 
     np.multiply(angle[:, :width], radius[:, :width], out=right)
 
 
-def _uniforms_on_device(words: Tensor, out: Tensor) -> None:
-    halves = words.contiguous().view(torch.int32)[:, : out.shape[1]]
-    torch.mul((halves >> 8) & 0xFFFFFF, UNIT, out=out)
+def _uniforms_on_device(words: Tensor, left: Tensor, right: Tensor) -> None:
+    halves = (words.view(torch.int32) >> 8) & 0xFFFFFF
+    torch.mul(halves[:, 1::2], UNIT, out=left)
+    torch.mul(halves[:, ::2][:, : right.shape[1]], UNIT, out=right)
 
 
 def _normals_on_device(words: Tensor, left: Tensor, right: Tensor) -> None:
-    halves = words.contiguous().view(torch.int32) >> 8
+    halves = words.view(torch.int32) >> 8
     radius = (halves[:, 1::2] * UNIT).add_(0.5 + UNIT).log_().mul_(-2).sqrt_()
     angle = halves[:, ::2] * TURN
     torch.mul(angle.cos(), radius, out=left)
