@@ -24,6 +24,7 @@ from genflow.training import checkpoint, resume
 from genflow.training.activations import checkpoint_layers
 from genflow.training.all_reduce import Gradients
 from genflow.training.clock import BudgetClock, StepTimer
+from genflow.training.compilation import compile_nets
 from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import ShardedGradients, shard
 from genflow.training.micro_batches import mean, micro_batches
@@ -120,7 +121,7 @@ def _fit(
     amp = _use_bfloat16(train.precision, device)
     if train.compile:
         for player in family.players:
-            getattr(family, player).compile()
+            compile_nets(getattr(family, player))
     clock = BudgetClock(train)
     parameters = sum(p.numel() for p in family.parameters())
     timer = StepTimer()
