@@ -2,7 +2,7 @@
 
     python -m benchmarks.noise [--pairs 41]
 
-Prints, for each shape, the median of a pair's ratio of CPU time: the counter-based generator over `torch.randn` or `rand`.
+Prints, for each shape, the median of the pairs' ratios of CPU time: the counter-based generator over torch's.
 """
 
 import argparse

@@ -193,7 +193,8 @@ def section(document: Json) -> list[str]:
             f"`genflow prepare`, from pictures of {ORIGINAL}x{ORIGINAL}", f"{piece['prepared']:,.0f} pictures/s a core",
             f"{prepared:,.0f} core hours; it runs on one node, with {CORES} cores for {prepared / CORES:,.1f} hours",
         ), (
-            "verifying every shard, on every node", f"{piece['hashed_bytes'] / 1e9:,.2f} GB/s a core",
+            "hashing every shard when it is first read, on every node",
+            f"{piece['hashed_bytes'] / 1e9:,.2f} GB/s a core",
             f"{piece['picture_bytes'] * hashed:,.1f} hours of a core for pixels, {piece['latent_bytes'] * hashed:,.1f} "
             "for latents",
         ), (
@@ -224,8 +225,8 @@ def section(document: Json) -> list[str]:
         ), (
             "a checkpoint",
             f"{state / 1e9:,.1f} GB of weights, average and optimizer; {written / 1e9:,.2f} GB/s a core",
-            f"{state / written:,.2f} s by one worker while {GPUS - 1} wait, {state / GPUS / written:,.3f} s by all; "
-            f"{state / 1e9:,.1f} s by one worker on a disk of 1 GB/s",
+            f"copies of the net: {state / written:,.2f} s by one worker while {GPUS - 1} wait, on a disk of 1 GB/s "
+            f"{state / 1e9:,.1f} s; shards: {state / GPUS / written:,.3f} s by each worker, while training continues",
         ), (
             "comparing the workers' weights, at a checkpoint", f"{piece['compared_bytes'] / 1e9:,.2f} GB/s a core",
             f"{8 * train['parameters'] / piece['compared_bytes']:,.1f} s of a core",

@@ -101,6 +101,11 @@ class Mode(TorchDispatchMode):
         return run(op, args, kwargs or {})
 
 
+def synchronize(*_: Any) -> None:
+    """In place of `torch.cuda.synchronize`."""
+    seen.syncs[f"{line()} synchronize"] += 1
+
+
 def line() -> str:
     """The innermost line of genflow that is running."""
     frame = sys._getframe(1)
@@ -177,9 +182,9 @@ def _note(op: Any, name: str, args: Any, kwargs: Any, inside: list[Cuda], on_dev
     by_mask = op in INDEXING and any(
         isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1]
     )
-    if inside and (op in SYNCHRONIZING or by_mask or (copies and source_inside and not on_device)):
-        seen.syncs[f"{line()} {name.removeprefix('aten.').removesuffix('.default')}"] += 1
     blocking = not (kwargs.get("non_blocking") or (op is aten.copy_.default and len(args) > 2 and args[2]))
+    if inside and (op in SYNCHRONIZING or by_mask or (copies and source_inside and not on_device and blocking)):
+        seen.syncs[f"{line()} {name.removeprefix('aten.').removesuffix('.default')}"] += 1
     if copies and on_device and not source_inside:
         (seen.copies if blocking else seen.sent)[line()] += 1
 

@@ -60,7 +60,7 @@ def test_a_family_works_as_on_the_cpu(run: Run, name: str) -> None:
     check(run(name))
 
 
-PARTS = ("refusals", "autoguidance", "ranks", "latents", "evaluation", "serving")  # functions of `parts`
+PARTS = ("refusals", "autoguidance", "ranks", "checkpoints", "latents", "evaluation", "serving")  # functions of `parts`
 
 
 @pytest.mark.parametrize("name", PARTS)

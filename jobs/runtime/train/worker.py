@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,7 +63,11 @@ def work(settings: dict[str, Any]) -> None:
     batches = Stream(rows, batch, seed, rank, world, device, flip=flip, texts=texts)
     next_batches = ahead(batches, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
-    checkpoints = Checkpoints(folder / "checkpoints")
+    # The journal first: a resumed run does not log earlier steps again.
+    checkpoints = Checkpoints(folder / "checkpoints", before=journal.sync_with_bucket if journal else _ignore)
+    sharded = recipe.cluster.strategy == "fsdp"
+    if sharded and world > 1:
+        checkpoints.abandon()  # what killed workers left in this machine's mirror
     gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
     autoencoder = runs.autoencoder_of(folder, data.facts)
     validation = _validation(store, recipe, data, family, device, autoencoder)
@@ -81,18 +84,13 @@ def work(settings: dict[str, Any]) -> None:
             display.forget_after(newest)
         return newest
 
-    def save(step: int, write: Callable[[Path], None]) -> None:
-        assert journal is not None
-        journal.sync_with_bucket()  # before the checkpoint: a resumed run does not log earlier steps again
-        checkpoints.save(step, write)
-
     on_end = display.end if display else _ignore
     with StopOnSignal(settings["alone"]) as stop:
         should_stop = stop if settings["alone"] else StopPoller(settings["stop_flag"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            sharded=recipe.cluster.strategy == "fsdp", load=load, open=checkpoints.open,
-            save=save, watch=gauges, note=lambda text: events.emit("note", message=text),
+            sharded=sharded, load=load, open=checkpoints.open, save=checkpoints.save, shards=checkpoints,
+            watch=gauges, note=lambda text: events.emit("note", message=text),
             should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report, held_out=validation,
             **(display.callbacks() if display else {"draw": _ignore}),
         )  # fmt: skip
