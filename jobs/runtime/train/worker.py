@@ -22,7 +22,7 @@ from genflow.sampling.held_out import held_out
 from genflow.storage.store import Store
 from genflow.system import devices, events
 from genflow.tracking.journal import Journal, journal_path
-from genflow.training import loop
+from genflow.training import compilation, loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.moments import GROUPS
 from genflow.training.session import Session
@@ -95,12 +95,15 @@ def work(settings: dict[str, Any]) -> None:
             **(display.callbacks() if display else {"draw": _ignore}),
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
+            with compilation.cache_of(settings["run"]):
+                fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
         finally:
             if next_batches:
                 next_batches.close()
             if journal:
                 journal.close()
+    if fitted.done:
+        compilation.forget(settings["run"])
     if rank == 0 and not fitted.done and not settings["alone"]:
         events.emit("note", message=f"saved at step {fitted.step}")
     if stop.signum and not fitted.done:
