@@ -22,7 +22,9 @@ from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 
 COUNT = 8
-FOLDER = "evaluation/prompts"  # of the table in MLflow
+FOLDER = "prompts"  # of the table in the evaluation
+IN_MLFLOW = f"evaluation/{FOLDER}"
+TABLE = "prompts.json"
 COLUMNS = {"sample": "sample", "nearest": "nearest training picture", "real": "held-out picture"}
 
 
@@ -49,12 +51,12 @@ class PromptPictures:
             cells: list[object] = [caption]
             for name in COLUMNS:
                 file = f"{row}-{name}.png"
-                found[f"prompts/{file}"] = preview.render(self.pictures[name][row : row + 1], facts, 1)
-                path = f"{FOLDER}/{file}"
+                found[f"{FOLDER}/{file}"] = preview.render(self.pictures[name][row : row + 1], facts, 1)
+                path = f"{IN_MLFLOW}/{file}"
                 cells.append({"type": "image", "filepath": path, "compressed_filepath": path})
             table.append(cells)
         document = {"columns": ["prompt", *COLUMNS.values()], "data": table}
-        return {**found, "prompts/prompts.json": json.dumps(document).encode()}
+        return {**found, f"{FOLDER}/{TABLE}": json.dumps(document).encode()}
 
 
 def draw(engine: Engine, data: Dataset, extractor: FeatureReference, seed: int) -> PromptPictures | None:

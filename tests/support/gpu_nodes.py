@@ -48,7 +48,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
 def where(settings: dict[str, Any]) -> None:
     """In place of `work`: write on which node each worker is."""
     rank = ray.train.get_context().get_world_rank()
-    (Path(settings["folder"]) / str(rank)).write_text(ray.get_runtime_context().get_node_id())
+    (Path(settings["folder"]) / str(rank)).write_text(ray.get_runtime_context().get_node_id(), encoding="utf-8")
 
 
 def placed(workers: int) -> list[str]:
@@ -60,7 +60,7 @@ def placed(workers: int) -> list[str]:
     settings = {"run": "where", "store": str(store.root), "folder": str(folder), "recipe": recipe}
     worker_group.run_on_ray(settings, Cluster(workers=workers), spread=True, gpus=1)
     worker_group.work = work
-    return [(folder / str(rank)).read_text() for rank in range(workers)]
+    return [(folder / str(rank)).read_text(encoding="utf-8") for rank in range(workers)]
 
 
 def train(workers: int, steps: int = 10**6) -> str:
@@ -120,6 +120,6 @@ worker_group.START_S = 1800
 told["alone"] = train(1, steps=told["stopped at"] + 20)
 told["ended at"] = read_state(checkpoints.steps()[-1])["step"]
 told["whole"] = not sharded_checkpoint.is_in(checkpoints.steps()[-1])
-(FOLDER / "told.json").write_text(json.dumps(told))
+(FOLDER / "told.json").write_text(json.dumps(told), encoding="utf-8")
 ray.shutdown()
 nodes.shutdown()

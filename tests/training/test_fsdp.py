@@ -216,7 +216,7 @@ def test_every_worker_writes_its_shards(saved: Path) -> None:
 def test_a_stopped_run_has_the_same_bits(saved: Path) -> None:
     """As one that was not stopped, whose checkpoint was written while training continued."""
     resumed, late = (checkpoint.Checkpoints(saved / name).folder for name in ("resumed", "late"))
-    assert (saved / "late.txt").read_text() == ""  # at step 3, no file of step 2 was written
+    assert (saved / "late.txt").read_text(encoding="utf-8") == ""  # at step 3, no file of step 2 was written
     for path in sorted(late.glob("step_*/*.safetensors")):
         other = resumed / path.relative_to(late)
         ours, theirs = tensors(path), tensors(other)
@@ -237,7 +237,7 @@ def test_another_number_of_workers_resumes(saved: Path, name: str) -> None:
 @pytest.mark.parametrize(("name", "newest"), [("full", "step_00000002"), ("refused", None)])
 def test_a_checkpoint_that_fails_on_one_worker_ends_both(saved: Path, name: str, newest: str | None) -> None:
     """It does not exist, and the one before it stays."""
-    errors = [(saved / f"{name}-{rank}.error").read_text() for rank in (0, 1)]
+    errors = [(saved / f"{name}-{rank}.error").read_text(encoding="utf-8") for rank in (0, 1)]
     assert all("No space left" in error or "disk full" in error for error in errors)
     kept = checkpoint.Checkpoints(saved / name)
     assert [path.name for path in kept.steps()] == ([newest] if newest else [])

@@ -31,6 +31,7 @@ WIDTHS, FEATURES = (16, 32, 64), 64  # channels of the three feature maps, and t
 GRID = 32  # largest side of the feature maps
 BATCH, EPOCHS, MIN_STEPS, MAX_STEPS = 128, 30, 300, 1500  # training: batch size, epochs, and bounds on the steps
 SMOOTHING = 0.1  # share of a label that is spread over all classes
+UNSEEN = 4 / 127.5  # largest deviation of noise, and change of a channel's brightness, in training: 4 grey levels
 RATE = 0.1  # learning rate of Muon; AdamW trains all other parameters with a tenth of it
 EMBED_BATCH = 500  # batch size of inference
 
@@ -152,11 +153,18 @@ def train(
     fast = multiplies_bfloat16(torch.device("cpu"))
 
     def loss(rows: Tensor) -> Tensor:
-        x, y = task.ask(to_input(display(rows.numpy())), answers[rows], generator)
+        x, y = task.ask(_disturbed(to_input(display(rows.numpy())), generator), answers[rows], generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             return F.cross_entropy(net(x).float(), y, label_smoothing=SMOOTHING)
 
     return optimize(net, loss, n, generator, steps, progress)
+
+
+def _disturbed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Pictures x with noise and other brightness that people hardly see, so that they change the features little."""
+    deviation = UNSEEN * torch.rand((len(x), 1, 1, 1), generator=generator)
+    brighter = UNSEEN * (2 * torch.rand((*x.shape[:2], 1, 1), generator=generator) - 1)
+    return (x + brighter + deviation * torch.randn(x.shape, generator=generator)).clamp(-1, 1)
 
 
 def optimize(

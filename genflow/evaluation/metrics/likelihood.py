@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genflow.evaluation.interval import Z
-from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number
+from genflow.evaluation.metrics.base import Column, Metric, Model, Number
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:
     from genflow.data.shards import Dataset
