@@ -122,7 +122,7 @@ def _quick_layers() -> dict[type[nn.Module], type[nn.Module]]:
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
 
-    class Block(ResnetBlock2D):  # type: ignore[misc]
+    class Block(ResnetBlock2D):
         """A residual block without the division by 1 that ends diffusers' own."""
 
         def forward(self, x: Tensor, temb: Tensor, *_: Any) -> Tensor:
@@ -131,11 +131,12 @@ def _quick_layers() -> dict[type[nn.Module], type[nn.Module]]:
             h = self.conv2(self.dropout(F.silu(self.norm2(h))))
             return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
-    class Upsample(Upsample2D):  # type: ignore[misc]
+    class Upsample(Upsample2D):
         """An enlargement and its convolution as one operation."""
 
-        def forward(self, x: Tensor, output_size: tuple[int, int] | None = None) -> Tensor:
-            enlarged: Tensor = self.conv(x, output_size)
+        def forward(self, hidden_states: Tensor, output_size: Any = None, *_: Any, **__: Any) -> Tensor:
+            layer: Any = self.conv
+            enlarged: Tensor = layer(hidden_states, output_size)
             return enlarged
 
     return {ResnetBlock2D: Block, Upsample2D: Upsample}
