@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-photographs results-text-to-image tables presets chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-photographs results-text-to-image tables presets bench chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -89,6 +89,12 @@ tables: $(VENV)/.installed
 	  $(BIN)/genflow tables --data digits --out docs/results/tables-digits.$$form && \
 	  $(BIN)/genflow tables --data fashion --cpu-minutes 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
+
+# genflow against other libraries, in pairs, into docs/benchmarks.md (five minutes of CPU time on one core)
+PEERS := torchcfm==1.0.7 pot denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 accelerate einops pytorch-fid
+bench: $(VENV)/.installed-test
+	test -d build/peers || $(BIN)/pip install -q --no-deps --target build/peers $(PEERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/peers $(BIN)/python -m benchmarks.bench --out docs/benchmarks.md
 
 # kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY
 chaos: $(VENV)/.installed

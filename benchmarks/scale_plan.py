@@ -70,7 +70,7 @@ def pieces() -> Json:
         "hashed_bytes": len(block) / _took(lambda: hashlib.sha256(block).digest()),
         "compared_bytes": 4 * (1 << 24) / _took(lambda: digest(weights)),
         "written_bytes": 4 * (1 << 24) / _took(write),
-        "noise_rows": rows / _took(lambda: BatchRng(0, "plan", 0, total=rows).normal((rows, *latents.shape))),
+        "noise_rows": rows / _took(lambda: BatchRng(0, "plan", 0).normal((rows, *latents.shape))),
     }
 
 
@@ -213,8 +213,8 @@ def section(document: Json) -> list[str]:
             "the sum of gradients, in a step", "200 Gbit/s a GPU, 70 % of it used",
             f"{h100['exchange_s']:,.3f} s, in part while the backward pass runs",
         ), (
-            "noise, in a step", f"{noise:,.0f} rows/s a core; each worker draws the whole batch",
-            f"{BATCH / noise:,.3f} s of a core; of its own rows alone {share / noise:,.4f} s",
+            "noise, in a step", f"{noise:,.0f} rows/s a core; each worker draws its own rows, on its GPU",
+            f"on the CPU it would be {share / noise:,.4f} s of a core",
         ), (
             "reading latents, while training", f"{rate:,.0f} images/s",
             f"{rate * piece['latent_bytes'] / 1e9:,.2f} GB/s from the store",

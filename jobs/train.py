@@ -257,7 +257,7 @@ def _is_alone(cluster: Cluster) -> bool:
 
 
 def _device(run: RunPlan) -> str:
-    from jobs.runtime.gpus import wanted_here  # imports Ray
+    from jobs.runtime.gpus import wanted_here
 
     return devices.choose(wanted_here(run.recipe.cluster))
 
@@ -273,9 +273,9 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
         "alone": alone,
     }
     if alone:
-        from jobs.runtime.train import worker_group
+        from jobs.runtime.train.worker import work
 
-        worker_group.run_in_process(settings)
+        work(settings)
         return
     needed = math.ceil(cluster.workers * cluster.cpus)
     if not on_cluster and needed > environment.cores():

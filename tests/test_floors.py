@@ -154,10 +154,14 @@ def test_a_large_library_is_imported_in_few_modules(library: str, places: tuple[
         ("genflow.system.environment", {"torch", "ray", "mlflow", "pydantic", "numpy", "yaml", "typer"}),
         ("genflow.training.loop", {"ray", "mlflow", "typer"}),
         ("genflow.sampling.engine", {"ray", "mlflow", "typer"}),
+        ("jobs.runtime.train.worker", {"ray"}),
     ],
 )
 def test_what_loading_a_module_costs(module: str, absent: set[str]) -> None:
-    """`genflow --help` imports no heavy library; training and sampling import neither Ray nor MLflow."""
+    """`genflow --help` imports no heavy library; training and sampling import neither Ray nor MLflow.
+
+    The program of a worker imports Ray only if there are several.
+    """
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=True, encoding="utf-8")
     assert set(done.stdout.split()) & absent == set()

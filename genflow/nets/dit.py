@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from genflow.nets.layers import (
     Condition,
     attend,
+    gelu,
     need_heads,
     need_patch,
     need_pictures,
@@ -47,8 +48,11 @@ class Layer(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulate(c)[:, None].chunk(6, -1)
-        h = h + gate_a * self.attention(self.norm1(h) * (1 + scale_a) + shift_a)
-        return h + gate_m * self.down(F.gelu(self.up(self.norm2(h) * (1 + scale_m) + shift_m), approximate="tanh"))
+        # Autocast normalizes in float32. What follows is a matrix product, so the modulation can have its dtype.
+        normed = self.norm1(h).to(scale_a.dtype)
+        h = h + gate_a * self.attention(normed * (1 + scale_a) + shift_a)
+        normed = self.norm2(h).to(scale_m.dtype)
+        return h + gate_m * self.down(gelu(self.up(normed * (1 + scale_m) + shift_m)))
 
     def attention(self, h: Tensor) -> Tensor:
         B, N, D = h.shape

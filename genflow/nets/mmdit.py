@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from genflow.nets.layers import (
     Condition,
     attend,
+    gelu,
     need_heads,
     need_patch,
     need_pictures,
@@ -62,7 +63,7 @@ class Stream(nn.Module):
 
     def read(self, h: Tensor, shift: Tensor, scale: Tensor) -> list[Tensor]:
         """Keys, values and, if the stream writes, queries of tokens h (B, N, width), each (B, heads, N, D)."""
-        h = self.qkv(self.norm1(h) * (1 + scale) + shift)
+        h = self.qkv(self.norm1(h).to(scale.dtype) * (1 + scale) + shift)  # autocast normalizes in float32
         k, v, *q = h.unflatten(-1, (-1, self.heads, h.shape[-1] // (3 if self.writes else 2) // self.heads)).permute(
             2, 0, 3, 1, 4
         )
@@ -73,7 +74,7 @@ class Stream(nn.Module):
         """The stream h (B, N, width) after attention (B, heads, N, D) and MLP."""
         gate_a, shift_m, scale_m, gate_m = modulation
         h = h + gate_a * self.out(attended.transpose(1, 2).flatten(2).to(h.dtype))
-        return h + gate_m * self.down(F.gelu(self.up(self.norm2(h) * (1 + scale_m) + shift_m), approximate="tanh"))
+        return h + gate_m * self.down(gelu(self.up(self.norm2(h).to(scale_m.dtype) * (1 + scale_m) + shift_m)))
 
 
 class Layer(nn.Module):

@@ -30,6 +30,7 @@ from genflow.errors import UsageError
 from genflow.nets.layers import (
     Condition,
     attend,
+    gelu,
     need_heads,
     need_patch,
     need_pictures,
@@ -120,7 +121,7 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleDict({"0": up, "2": nn.Linear(4 * width, width)})  # a list in diffusers, with a dropout
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.net["2"](F.gelu(self.net["0"]["proj"](h), approximate="tanh"))  # type: ignore[index]
+        return self.net["2"](gelu(self.net["0"]["proj"](h)))  # type: ignore[index]
 
 
 class Block(nn.Module):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genflow.nets.convolutions import Enlarge, Pointwise
 from genflow.nets.layers import Condition, attend, default_fold, groups, need_divisor, need_pictures, zero_init
 from genflow.specs import NetSpec
 from genflow.text import Label
@@ -34,7 +35,7 @@ class Block(nn.Module):
         self.norm2 = nn.GroupNorm(groups(outputs), outputs)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.skip = Pointwise(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -50,8 +51,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = next(n for n in range(max(1, channels // head), 0, -1) if channels % n == 0)
         self.norm = nn.GroupNorm(groups(channels), channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = zero_init(nn.Conv2d(channels, channels, 1))
+        self.qkv = Pointwise(channels, 3 * channels, 1)
+        self.out = zero_init(Pointwise(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -92,7 +93,7 @@ class UNet(nn.Module):
                 self.up.append(Block(channels + skips.pop(), width, condition, dropout))
                 channels = width
             if level:
-                self.up.append(nn.Conv2d(channels, channels, 3, padding=1))
+                self.up.append(Enlarge(channels, channels, 3, padding=1))
         self.norm = nn.GroupNorm(groups(channels), channels)
         self.leave = zero_init(nn.Conv2d(channels, outputs, 3, padding=1))
 
@@ -111,7 +112,7 @@ class UNet(nn.Module):
             if isinstance(layer, Block):
                 h = layer(torch.cat([h, skips.pop()], 1), c)
             else:  # the size comes from the next skip connection, so odd sizes work
-                h = layer(F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest"))
+                h = layer(h, skips[-1].shape[-2:])
         return F.pixel_shuffle(self.leave(F.silu(self.norm(h))), self.patch)
 
 

@@ -29,6 +29,7 @@ from typing import Any
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.storage.files import is_intact
 from genflow.storage.s3 import Bucket, ObjectVersion, endpoint
+from genflow.system.environment import cache_folder
 
 MARKER, MANIFEST, CHECKSUM = "genflow-mirror.json", "manifest.json", "checksum"
 OLD_KEYS = {"schema", "id", "name", "created", "genflow", "parents", "meta", "files"}  # of one without a checksum
@@ -56,8 +57,7 @@ def problem_of(manifest: Any) -> str:
 def for_url(url: str) -> "BucketMirror":
     """The mirror of the store at `s3://bucket/prefix`."""
     bucket, server = Bucket(url), endpoint()
-    cache = Path(os.environ.get("GENFLOW_CACHE") or Path.home() / ".cache" / "genflow").expanduser().absolute()
-    return _open(bucket.url, server, cache / _folder_name(bucket.url, server))
+    return _open(bucket.url, server, cache_folder() / _folder_name(bucket.url, server))
 
 
 def _folder_name(url: str, server: str) -> str:

@@ -24,6 +24,7 @@ from genflow.training import checkpoint, resume, sharded_checkpoint
 from genflow.training.activations import checkpoint_layers
 from genflow.training.all_reduce import Gradients
 from genflow.training.clock import BudgetClock, StepTimer
+from genflow.training.compilation import compile_nets
 from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import ShardedGradients, shard
 from genflow.training.micro_batches import mean, micro_batches
@@ -126,7 +127,7 @@ def _fit(
     amp = _use_bfloat16(train.precision, device)
     if train.compile:
         for player in family.players:
-            getattr(family, player).compile()
+            compile_nets(getattr(family, player))
     clock = BudgetClock(train)
     parameters = sum(p.numel() for p in family.parameters())
     timer = StepTimer()
@@ -212,7 +213,7 @@ def _fit(
             module: nn.Module = getattr(family, player)
             others = [getattr(family, name) for name in family.players if name != player]
             _require_grad(others, False)
-            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
+            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, device=device)
             losses = []
             for part, draws, is_last in micro_batches(batch, rng, train.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):

@@ -172,7 +172,7 @@ class Moments:
             family.prepare(1.0)  # the loss of the end, so that those of all moments are comparable
             losses = []
             for number, batch in enumerate(session.held_out(self.forecast.rows)):  # type: ignore[misc, union-attr]
-                rng = BatchRng(self._train.seed, "validation", number, total=len(batch), device=device)
+                rng = BatchRng(self._train.seed, "validation", number, device=device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=self._amp):
                     losses.append(family.validation_loss(batch, rng).float())
             found: list[float] = torch.stack(losses).tolist()

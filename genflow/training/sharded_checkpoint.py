@@ -186,7 +186,7 @@ def read(folder: Path, module: nn.Module, average: Tensors, optimizers: Optimize
     sizes = {name: tuple(each.size) for name, each in known.items()}
     weights = {name.removeprefix("weights/"): size for name, size in sizes.items() if name.startswith("weights/")}
     require_fit(folder, module, weights)
-    state = {name: value for name, value in _present(module, average, optimizers).items() if name in known}
+    state = _present(module, average, {})
     documents = {}
     for name, optimizer in optimizers.items():
         document = documents[name] = optimizer.state_dict()

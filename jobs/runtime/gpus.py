@@ -1,15 +1,13 @@
 """GPUs in Ray: how many each worker requests, and which device a worker uses."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
-
-import ray
 
 from genflow.errors import SetupError
 from genflow.launch import capacity
 from genflow.recipe.schema import Cluster
 from genflow.system import devices, environment, events
-from jobs.runtime import resources
 
 
 def requested(cluster: Cluster, *, cpus: float | None = None) -> float:
@@ -25,8 +23,10 @@ def requested(cluster: Cluster, *, cpus: float | None = None) -> float:
     if named.partition(":")[0] not in ("auto", "cuda"):
         return 0
     cpus = cluster.cpus if cpus is None else cpus
-    if not ray.is_initialized():
+    if not _is_on_ray():
         return automatic([{"CPU": max(environment.cores(), cluster.workers * cpus), "GPU": _here()}], cluster, cpus)
+    from jobs.runtime import resources
+
     nodes = resources.node_resources()
     return automatic(nodes if nodes is not None else alive_nodes(), cluster, cpus)
 
@@ -50,6 +50,8 @@ def _here() -> int:
 
 def alive_nodes() -> list[dict[str, float]]:
     """The total resources of each running node."""
+    import ray
+
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -70,6 +72,7 @@ def claim(wanted: str = "auto") -> str:
     os.environ.pop(devices.BY_RAY, None)  # of an earlier task in this process
     named = wanted if wanted != "auto" else os.environ.get(devices.BY_USER, "auto")
     devices.check(named)
+    import ray
     import torch
 
     kind, given = named.partition(":")[0], bool(ray.get_gpu_ids())  # a worker sees only its GPUs, from number 0 on
@@ -85,9 +88,17 @@ def claim(wanted: str = "auto") -> str:
     return found
 
 
+def _is_on_ray() -> bool:
+    """Whether this process is connected to Ray; a process that has not imported it is not, and need not import it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def _is_worker() -> bool:
-    if not ray.is_initialized():
+    if not _is_on_ray():
         return False
+    import ray
+
     context = ray.get_runtime_context()
     return bool(context.get_actor_id() or context.get_task_id())
 

@@ -112,6 +112,12 @@ def test_the_journal_has_what_a_person_looks_for(tiny: Store) -> None:
     assert f"genflow evaluate {done['run']}" in described["details"]
 
 
+def test_a_training_with_one_worker_does_not_import_ray(tiny: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray and Ray Train would take a quarter of the time to the first step."""
+    monkeypatch.setitem(sys.modules, "ray", None)  # an import raises ImportError
+    assert run(document("without-ray", steps=2))["steps"] == 2
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize(
     ("precision", "optimizer"), [("fp32", "adamw"), pytest.param("bf16", "muon", marks=pytest.mark.slow)]

@@ -1,4 +1,7 @@
-"""One worker of a training run, inside Ray Train: open the data, build the family, fit it."""
+"""One worker of a training run: open the data, build the family, fit it.
+
+It runs inside Ray Train or, if it is the only worker, in the job's process, which then does not import Ray.
+"""
 
 import os
 import signal
@@ -6,9 +9,6 @@ import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import ray.train
-import ray.train.torch
 
 import genflow.runs as runs
 from genflow.data.ahead import ahead
@@ -22,14 +22,12 @@ from genflow.sampling.held_out import held_out
 from genflow.storage.store import Store
 from genflow.system import devices, events
 from genflow.tracking.journal import Journal, journal_path
-from genflow.training import loop
+from genflow.training import compilation, loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.moments import GROUPS
 from genflow.training.session import Session
 from jobs.runtime import gpus
 from jobs.runtime.train.display import Display
-from jobs.runtime.train.prometheus import TrainingGauges
-from jobs.runtime.train.stop_signal import StopPoller
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -48,8 +46,8 @@ def work(settings: dict[str, Any]) -> None:
     store, recipe = _store(settings["store"]), settings["recipe"]
     if not isinstance(recipe, Recipe):
         recipe = parse(recipe)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
+    group = None if settings["alone"] else _Group(settings)
+    rank, world = (group.rank, group.world) if group else (0, 1)
     folder = store.folder("runs", settings["run"])
     _require_store(store, folder)
     if rank == 0:
@@ -68,7 +66,6 @@ def work(settings: dict[str, Any]) -> None:
     sharded = recipe.cluster.strategy == "fsdp"
     if sharded and world > 1:
         checkpoints.abandon()  # what killed workers left in this machine's mirror
-    gauges = _ignore if settings["alone"] or rank else TrainingGauges(settings["run"], recipe.family["kind"])
     autoencoder = runs.autoencoder_of(folder, data.facts)
     validation = _validation(store, recipe, data, family, device, autoencoder)
     display = None
@@ -86,21 +83,24 @@ def work(settings: dict[str, Any]) -> None:
 
     on_end = display.end if display else _ignore
     with StopOnSignal(settings["alone"]) as stop:
-        should_stop = stop if settings["alone"] else StopPoller(settings["stop_flag"]) if rank == 0 else bool
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
             sharded=sharded, load=load, open=checkpoints.open, save=checkpoints.save, shards=checkpoints,
-            watch=gauges, note=lambda text: events.emit("note", message=text),
-            should_stop=should_stop, barrier=_ignore if settings["alone"] else ray.train.report, held_out=validation,
+            watch=group.gauges(recipe) if group else _ignore, barrier=group.report if group else _ignore,
+            should_stop=group.should_stop() if group else stop, held_out=validation,
+            note=lambda text: events.emit("note", message=text),
             **(display.callbacks() if display else {"draw": _ignore}),
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
+            with compilation.cache_of(settings["run"]):
+                fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
         finally:
             if next_batches:
                 next_batches.close()
             if journal:
                 journal.close()
+    if fitted.done:
+        compilation.forget(settings["run"])
     if rank == 0 and not fitted.done and not settings["alone"]:
         events.emit("note", message=f"saved at step {fitted.step}")
     if stop.signum and not fitted.done:
@@ -163,7 +163,37 @@ def _device(recipe: Recipe, settings: dict[str, Any]) -> str:
         return devices.choose(gpus.wanted_here(recipe.cluster))
     if not settings["gpus"] or gpus.claim(recipe.cluster.device) == "cpu":
         return "cpu"
+    import ray.train.torch
+
     return str(ray.train.torch.get_device())
+
+
+class _Group:
+    """This worker's place in a group of Ray Train.
+
+    Args:
+        settings: of `work`.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        import ray.train
+
+        self._settings = settings
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.report: Callable[..., None] = ray.train.report
+
+    def gauges(self, recipe: Recipe) -> Callable[..., None]:
+        """Receives numbers for Prometheus, on worker 0."""
+        from jobs.runtime.train.prometheus import TrainingGauges
+
+        return _ignore if self.rank else TrainingGauges(self._settings["run"], recipe.family["kind"])
+
+    def should_stop(self) -> Callable[[], bool]:
+        """Returns whether the driver asked to stop, on worker 0."""
+        from jobs.runtime.train.stop_signal import StopPoller
+
+        return bool if self.rank else StopPoller(self._settings["stop_flag"])
 
 
 class StopOnSignal:

@@ -1,14 +1,12 @@
-"""The workers of a training run: start them with Ray Train, wait, and explain errors.
+"""Several workers of a training run: start them with Ray Train, wait, and explain errors.
 
-One worker on one device needs no cluster: Ray Train's local mode runs the loop in this process. In every mode
-checkpoints are genflow's own, in the store; Ray restarts workers that die, and all of them resume from the newest
-valid checkpoint.
+One worker on one device needs no Ray: `jobs/train.py` runs `worker.work` in its own process. In both cases checkpoints
+are genflow's own, in the store; Ray restarts workers that die, and all of them resume from the newest valid checkpoint.
 """
 
 import contextlib
 import fcntl
 import importlib
-import logging
 import os
 import socket
 import struct
@@ -38,21 +36,6 @@ ANSWER_S = 45  # a worker waits so long for the gradients of another one
 COMPILING_S = 900  # and so long with torch.compile, for which some workers take longer than others
 LOG_DRAIN_S = 1.0  # time for the node's log monitor to forward the last output of the workers
 SIOCGIFADDR = 0x8915  # Linux ioctl: get an interface's address
-
-
-def run_in_process(settings: dict[str, Any]) -> None:
-    """Run one worker in this process: Ray Train without a cluster.
-
-    Args:
-        settings: for `worker.work`.
-    """
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # its informational lines are of no use to users
-    try:
-        TorchTrainer(work, train_loop_config=settings, scaling_config=ScalingConfig(num_workers=0)).fit()
-    finally:
-        logger.setLevel(level)
 
 
 def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool, gpus: float = 0) -> None:

@@ -1,0 +1,8 @@
+"""Comparisons with other libraries, in pairs, one comparison a file; `make bench` writes docs/benchmarks.md.
+
+    pairs     contestants take turns in one process, and their CPU seconds are compared round by round
+    steps     genflow's training loop as a contestant that makes a few steps at a time
+    peers     the training loops of other libraries, with their best flags
+    step      a training step of the same network, and of genflow's own nets
+    page      what was measured as a page
+"""
