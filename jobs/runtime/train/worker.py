@@ -6,6 +6,7 @@ It runs inside Ray Train or, if it is the only worker, in the job's process, whi
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
