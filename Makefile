@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs site hero notebooks deploy trial results results-latents results-photographs results-text-to-image tables presets bench chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-photographs results-text-to-image tables presets bench chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ site: $(VENV)/.installed-test
 # the README's walk between two pictures, from a store with a run of `genflow run text_to_image` (RUN; default: latest)
 hero: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.hero $(or $(RUN),latest)
+
+# the README's samples of every family; trains for twelve CPU minutes, unless the store in this folder has the runs
+families: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.families $(RUNS)
 
 # the notebooks of docs/notebooks with their outputs (two minutes on two cores), from an empty folder
 notebooks: $(VENV)/.installed

@@ -72,7 +72,7 @@ def main() -> None:
     lines = []
     for title, split in (("seen", "train"), ("unseen", data.reference)):
         rows = asked(data, split, given.n)
-        captions, labels = samples.captions_of(data.splits[split], rows), data.splits[split].labels[rows]
+        captions, labels = samples.captions_of(data.splits[split], rows), data.splits[split].labels_of(rows)
         real = hits(data.splits[split].take(rows), captions, labels, features)
         lines.append(f"| {title} | real pictures | {len(rows)} | {_shares(real)} |")
         every = []

@@ -106,7 +106,7 @@ def table(store: Store, name: str, rows: int) -> tuple[list[str], bool]:
 
     chosen = features.real.floor[:rows]
     split = data.splits["train"]
-    pictures, labels = to_display(split.take(chosen), data.facts), split.labels[chosen]
+    pictures, labels = to_display(split.take(chosen), data.facts), split.labels_of(chosen)
     floor, rising = distances(features.floor[:rows]), True
     lines = [
         f"## {data.artifact.name}", "",

@@ -70,7 +70,7 @@ def pieces() -> Json:
         "hashed_bytes": len(block) / _took(lambda: hashlib.sha256(block).digest()),
         "compared_bytes": 4 * (1 << 24) / _took(lambda: digest(weights)),
         "written_bytes": 4 * (1 << 24) / _took(write),
-        "noise_rows": rows / _took(lambda: BatchRng(0, "plan", 0, total=rows).normal((rows, *latents.shape))),
+        "noise_rows": rows / _took(lambda: BatchRng(0, "plan", 0).normal((rows, *latents.shape))),
     }
 
 
@@ -193,7 +193,8 @@ def section(document: Json) -> list[str]:
             f"`genflow prepare`, from pictures of {ORIGINAL}x{ORIGINAL}", f"{piece['prepared']:,.0f} pictures/s a core",
             f"{prepared:,.0f} core hours; it runs on one node, with {CORES} cores for {prepared / CORES:,.1f} hours",
         ), (
-            "verifying every shard, on every node", f"{piece['hashed_bytes'] / 1e9:,.2f} GB/s a core",
+            "hashing every shard when it is first read, on every node",
+            f"{piece['hashed_bytes'] / 1e9:,.2f} GB/s a core",
             f"{piece['picture_bytes'] * hashed:,.1f} hours of a core for pixels, {piece['latent_bytes'] * hashed:,.1f} "
             "for latents",
         ), (
@@ -212,8 +213,8 @@ def section(document: Json) -> list[str]:
             "the sum of gradients, in a step", "200 Gbit/s a GPU, 70 % of it used",
             f"{h100['exchange_s']:,.3f} s, in part while the backward pass runs",
         ), (
-            "noise, in a step", f"{noise:,.0f} rows/s a core; each worker draws the whole batch",
-            f"{BATCH / noise:,.3f} s of a core; of its own rows alone {share / noise:,.4f} s",
+            "noise, in a step", f"{noise:,.0f} rows/s a core; each worker draws its own rows, on its GPU",
+            f"on the CPU it would be {share / noise:,.4f} s of a core",
         ), (
             "reading latents, while training", f"{rate:,.0f} images/s",
             f"{rate * piece['latent_bytes'] / 1e9:,.2f} GB/s from the store",
@@ -224,8 +225,8 @@ def section(document: Json) -> list[str]:
         ), (
             "a checkpoint",
             f"{state / 1e9:,.1f} GB of weights, average and optimizer; {written / 1e9:,.2f} GB/s a core",
-            f"{state / written:,.2f} s by one worker while {GPUS - 1} wait, {state / GPUS / written:,.3f} s by all; "
-            f"{state / 1e9:,.1f} s by one worker on a disk of 1 GB/s",
+            f"copies of the net: {state / written:,.2f} s by one worker while {GPUS - 1} wait, on a disk of 1 GB/s "
+            f"{state / 1e9:,.1f} s; shards: {state / GPUS / written:,.3f} s by each worker, while training continues",
         ), (
             "comparing the workers' weights, at a checkpoint", f"{piece['compared_bytes'] / 1e9:,.2f} GB/s a core",
             f"{8 * train['parameters'] / piece['compared_bytes']:,.1f} s of a core",

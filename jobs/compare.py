@@ -23,6 +23,8 @@ STAGE = Stage(
     sections=("evaluate", "sample", "cluster"),
     device=True,
     needs=(Need("runs", "run", into="inputs.runs", count="several"),),
+    outside=("evaluate.features", "evaluate.clip"),
+    reviews="evaluations",  # the number of samples may be that of an earlier evaluation
     order=5,
 )
 

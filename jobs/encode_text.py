@@ -30,6 +30,7 @@ STAGE = Stage(
     needs=(Need("data", "dataset", into="recipe.data.name"),),
     cores=0,
     address="genflow.pipeline.addresses:encode_text",
+    outside=("encode.text",),
     order=3,
 )
 

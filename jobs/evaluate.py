@@ -36,6 +36,7 @@ STAGE = Stage(
     device=True,
     needs=(Need("runs", "run", into="inputs.runs", count="several"),),
     address="genflow.pipeline.addresses:evaluate",
+    outside=("evaluate.features", "evaluate.clip"),
     listed=False,  # the report shows the results
     order=4,
 )

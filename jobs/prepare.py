@@ -16,10 +16,11 @@ from typing import Any
 from genflow.data import prepare
 from genflow.data.prepare import Executor
 from genflow.errors import GenflowError
+from genflow.pipeline.addresses import dataset_result, prepared
 from genflow.pipeline.results import Prepared
 from genflow.pipeline.stages import Stage
 from genflow.recipe.schema import parse
-from genflow.storage.store import Artifact, Store
+from genflow.storage.store import Store
 from genflow.system.documents import Json
 from jobs.runtime.cluster import ray_cluster
 from jobs.runtime.entrypoint import Emit, execute, verbose
@@ -31,6 +32,7 @@ STAGE = Stage(
     cores=0,
     goes_first=True,  # if trainings hold every core, Ray Data's tasks find none and give up after 30 minutes
     address="genflow.pipeline.addresses:prepare",
+    found="genflow.pipeline.addresses:prepared",
     order=1,
 )
 
@@ -49,7 +51,7 @@ def main(document: Json, emit: Emit) -> Prepared:
     artifact, cached = prepare.prepare(store, parse(document["recipe"]).data, ray_workers, emit)
     if problem := store.record_name(artifact):
         emit("warning", message=problem, hint=f"use {artifact.id} instead of the name {artifact.name}")
-    made = result(artifact, cached)
+    made = dataset_result(artifact, cached=cached)
     made["seconds"] = round(time.monotonic() - started, 3)
     return made
 
@@ -57,27 +59,10 @@ def main(document: Json, emit: Emit) -> Prepared:
 def find(document: Json) -> Prepared | None:
     """The result if the dataset exists, else None; its name means this dataset from now on."""
     store = Store()
-    artifact = prepare.find(store, parse(document["recipe"]).data)
-    if artifact:
+    result = prepared(store, document)
+    if result and (artifact := store.get("datasets", result["dataset"])):
         store.record_name(artifact)
-    return result(artifact, cached=True) if artifact else None
-
-
-def result(artifact: Artifact, cached: bool) -> Prepared:
-    """The document that the command prints."""
-    facts = artifact.meta["facts"]
-    return {
-        "schema": "genflow.prepare/1",
-        "dataset": artifact.id,
-        "name": artifact.name,
-        "path": str(artifact.path),
-        "cached": cached,
-        "images": sum(facts["splits"].values()),
-        "bad": artifact.meta["bad"],
-        "skipped": artifact.meta["skipped"],
-        "warnings": artifact.meta.get("warnings", []),  # datasets of an earlier version have none
-        "facts": facts,
-    }
+    return result
 
 
 @contextmanager

@@ -282,13 +282,13 @@ def _fit(store: Store, run: RunPlan, emit: Emit) -> None:
         emit("warning", message=f"{cluster.workers} workers share the {environment.cores()} cores of this machine")
     with ray_cluster(num_cpus=max(environment.cores(), needed)):
         from jobs.runtime import gpus, resources
-        from jobs.runtime.train import worker_group
+        from jobs.runtime.train import waiting, worker_group
 
         each = gpus.requested(cluster)
         if (nodes := resources.node_resources()) is not None:
             capacity.require(nodes, cluster.workers, cluster.cpus, each)
         if resources.are_busy(cluster, each):
-            emit("note", message="the cluster is busy: waiting for free CPUs or GPUs")
+            emit("note", message=f"the cluster is busy: waiting for {waiting.asked(cluster, each)}")
         worker_group.run_on_ray(settings, cluster, spread=on_cluster, gpus=each)
 
 

@@ -136,7 +136,7 @@ def test_old_runs_are_served(store: Store, unpacked: Path) -> None:
     engines = EngineCache(2**31)
     for kind, entry in zip(RUNS, listed, strict=True):
         model = Model(entry)
-        card = model.card()
+        card = model.card
         assert card["family"]["kind"] == kind
         assert card["metrics"]["fd"]["value"] > 0
         images = engines.engine(entry).draw(SEEDS, [0, 1] * 4).images.transpose(0, 3, 1, 2)

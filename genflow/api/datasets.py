@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from genflow.sampling.engine import Engine
+
 
 @dataclass(frozen=True)
 class Row:
@@ -125,19 +127,21 @@ class Data:
         return (self[row] for row in range(len(self)))
 
     def _pictures(self, rows: np.ndarray) -> Pictures:
-        records, facts = self._split.take(rows), self.facts
+        facts = self.facts
         labels = self.labels[rows] if facts.classes else np.zeros(len(rows), np.int64)
         if facts.is_latents:
-            engine = self._autoencoder
-            codes = records.astype(np.float32).transpose(0, 3, 1, 2)
-            records, facts = engine.decode(codes, None, rows.tolist()).images, engine.facts
+            from genflow.sampling.autoencoders import decode_rows
+
+            records, facts = decode_rows(self._decoder, self._split, rows), self._decoder.facts
+        else:
+            records = self._split.take(rows)
         return Pictures(records, facts, labels, {"id": self._split.column("id", rows)})
 
     @cached_property
-    def _autoencoder(self) -> Any:
-        from genflow.sampling.engine import AUTOENCODER, Engine
+    def _decoder(self) -> "Engine":
+        from genflow.sampling.autoencoders import decoder_of
 
-        return Engine.from_folder(self.artifact.path / AUTOENCODER)
+        return decoder_of(self.artifact)
 
     def numpy(self) -> np.ndarray:
         """(N, H, W, C), as stored: grey levels 0..K-1, points or latents. It is mapped from the file, not read."""

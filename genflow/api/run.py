@@ -15,7 +15,7 @@ from genflow.commands.recipes import nest
 from genflow.commands.vocabulary import keys_of
 from genflow.errors import DataError
 from genflow.recipe.files import read
-from genflow.recipe.schema import Recipe, parse
+from genflow.recipe.schema import Recipe, flatten, parse
 from genflow.storage.store import Store
 
 
@@ -97,8 +97,7 @@ class Run(Drawing):
         """
         from genflow.commands.measure import settings_of
 
-        before = {f"{section}.{key}": value for layer in settings_of(self.store, self.id)
-                  for section, values in layer.items() for key, value in values.items()}  # fmt: skip
+        before = {key: value for layer in settings_of(self.store, self.id) for key, value in flatten(layer).items()}
         return measure("compare", [self], self.store, **{**options, "set": {**before, **options.get("set", {})}})
 
     @property

@@ -7,13 +7,13 @@ from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
 from genflow.errors import SetupError, UsageError, nearest
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
 SHOWN = 40  # rows that are shown; half of them from the end
-NONE = "—"
 DATES = ("made",)  # columns of seconds since 1970
 STYLE = "text-align:{};padding:.25em .6em;vertical-align:middle;white-space:nowrap"
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from genflow.errors import GenflowError, UsageError
 from genflow.system.folding import column_groups, terminal_room
+from genflow.system.streams import NONE
 from genflow.system.streams import note as note  # part of the output of a command
 
 
@@ -124,10 +125,10 @@ def trial_rows(metrics: Sequence[str], keys: Sequence[str], rows: Sequence[dict[
     header = ["trial", "state", *metrics, "N", "budget", *(short if len(set(short)) == len(short) else keys)]
     lines = []
     for row in rows:
-        values = [f"{row['values'][name]:.4g}" if name in row["values"] else "—" for name in metrics]
+        values = [f"{row['values'][name]:.4g}" if name in row["values"] else NONE for name in metrics]
         params = [format_setting(row["params"][key]) if key in row["params"] else "preset" for key in keys]
-        share = f"{row['share']:.0%}" if row["share"] else "—"
-        lines.append([str(row["trial"]), row["status"], *values, str(row.get("samples", "—")), share, *params])
+        share = f"{row['share']:.0%}" if row["share"] else NONE
+        lines.append([str(row["trial"]), row["status"], *values, str(row.get("samples", NONE)), share, *params])
     return header, lines
 
 

@@ -129,13 +129,11 @@ def _decoded(latents: "Dataset") -> bytes:
     import numpy as np
 
     from genflow.data import preview
-    from genflow.sampling.engine import AUTOENCODER, Engine
+    from genflow.sampling.autoencoders import decode_rows, decoder_of
 
-    split = latents.splits["train"]
+    split, decoder = latents.splits["train"], decoder_of(latents.artifact)
     rows = np.unique(np.linspace(0, len(split) - 1, 64).astype(int))
-    engine = Engine.from_folder(latents.artifact.path / AUTOENCODER)
-    codes = split.take(rows).astype(np.float32).transpose(0, 3, 1, 2)
-    return preview.render(engine.decode(codes, None, rows.tolist()).images, engine.facts)
+    return preview.render(decode_rows(decoder, split, rows), decoder.facts)
 
 
 def _lines(dataset: "Dataset", preview: Path, document: Json) -> dict[str, Any]:

@@ -54,10 +54,10 @@ def run(
         details: whether to show the plans and pictures of a pipeline's stages.
         pictures: whether to show pictures in a terminal.
     """
-    from genflow.launch import local, remote
+    from genflow.launch import local
+    from genflow.pipeline import answers
 
     with Progress(details=details, pictures=pictures) as progress:
-        progress({"event": "waiting", "stage": stage, "what": "starting PyTorch and Ray"})
 
         def handle(event: Json) -> None:
             progress(event)
@@ -65,9 +65,16 @@ def run(
             if left is not None:
                 progress.remaining(left)
 
+        if not cluster and (known := answers.find(stage, document, store, handle)):
+            return known
+        progress({"event": "waiting", "stage": stage, "what": "starting PyTorch and Ray"})
         if cluster:
+            from genflow.launch import remote
+
             return remote.run_on_cluster(stage, document, store, handle, address=address, verbose=is_verbose())
-        return local.run_local(stage, document, store, handle, verbose=is_verbose())
+        done = local.run_local(stage, document, store, handle, verbose=is_verbose())
+    answers.record(stage, document, store, done)
+    return done
 
 
 def show_plan(

@@ -9,12 +9,12 @@ import typer
 from genflow.cli import console
 from genflow.cli.options import AsJson
 from genflow.system.documents import Json
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.families.base import Family
 
 COLUMNS = ("family", "objective", "evaluations", "likelihood", "conditional", "encode", "teacher", "export")
-NONE = "—"
 BEGIN, END = "<!-- genflow families -->\n", "<!-- end -->\n"
 
 

@@ -1,4 +1,4 @@
-"""A line of small pictures in the terminal: by its own protocol in kitty and iTerm2, else as coloured half blocks.
+"""A line of small pictures in the terminal: by the protocol of kitty or iTerm2, by sixel, else as half blocks.
 
 References:
     https://sw.kovidgoyal.net/kitty/graphics-protocol/
@@ -10,6 +10,8 @@ import io
 import os
 import sys
 from typing import TYPE_CHECKING, Any
+
+from genflow.cli import sixel
 
 if TYPE_CHECKING:  # `genflow --help` imports the modules that use this one
     from PIL.Image import Image
@@ -33,12 +35,16 @@ def are_shown() -> bool:
 
 
 def protocol() -> str:
-    """`kitty`, `iterm2`, or "" for half blocks. Inside tmux and screen the protocols need more than the terminal."""
-    if os.environ.get("TMUX") or os.environ.get("TERM", "").startswith(("tmux", "screen")):
-        return ""
-    if os.environ.get("TERM") == "xterm-kitty" or any(name in os.environ for name in KITTY):
+    """`kitty`, `iterm2`, `sixel`, or "" for half blocks.
+
+    Inside tmux and screen only sixel works, where these programs draw it themselves and say so.
+    """
+    inside = os.environ.get("TMUX") or os.environ.get("TERM", "").startswith(("tmux", "screen"))
+    if not inside and (os.environ.get("TERM") == "xterm-kitty" or any(name in os.environ for name in KITTY)):
         return "kitty"
-    return "iterm2" if os.environ.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm") else ""
+    if not inside and os.environ.get("TERM_PROGRAM") in ("iTerm.app", "WezTerm"):
+        return "iterm2"
+    return "sixel" if sixel.is_drawn() else ""
 
 
 def drawing(png: bytes, count: int, columns: int) -> Any:
@@ -53,7 +59,7 @@ def drawing(png: bytes, count: int, columns: int) -> Any:
     if kind:
         from rich.segment import ControlType, Segment
 
-        escape = kitty(png) if kind == "kitty" else iterm2(png)
+        escape = _sixel(png, columns) if kind == "sixel" else kitty(png) if kind == "kitty" else iterm2(png)
 
         class Raw:
             """Characters that rich passes on as they are."""
@@ -81,6 +87,13 @@ def iterm2(png: bytes) -> str:
     """The escape sequence that shows a PNG in iTerm2."""
     data = base64.standard_b64encode(png).decode()
     return f"\x1b]1337;File=inline=1;size={len(png)};height={LINES};preserveAspectRatio=1:{data}\x07"
+
+
+def _sixel(png: bytes, columns: int) -> str:
+    """The escape sequence that shows a PNG as sixels."""
+    from PIL import Image
+
+    return sixel.encode(sixel.fitted(Image.open(io.BytesIO(png)).convert("RGB"), LINES, columns))
 
 
 def cells(png: bytes, count: int) -> "list[Image]":

@@ -65,7 +65,7 @@ def _show(done: Json) -> None:
     texts = " · captions" if facts.get("captions") else ""
     size = "points" if facts["levels"] is None else f"{facts['shape'][1]}×{facts['shape'][2]}×{facts['shape'][0]}"
     print(f"dataset  {done['name']}  ({done['dataset']}){'  cached' if done['cached'] else ''}")
-    print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes{texts} · {done['path']}")
+    print(f"         {splits} · {size} · {len(facts['class_names']) or 'no'} classes{texts}\n         {done['path']}")
     if done.get("bad"):
         print(f"         {done['bad']} unreadable image{'s' * (done['bad'] > 1)}, listed in {done['path']}/bad.csv")
     if done.get("skipped"):

@@ -42,6 +42,8 @@ class Progress:
     def __enter__(self) -> "Progress":
         if is_live() and not self._quiet:
             self._pictures = self._pictures and pictures.are_shown()  # rich replaces the streams when it starts
+            if self._pictures and self._details:
+                pictures.protocol()  # may ask the terminal, before there are bars on it
             self._live = _bars(self)
             self._live.start()
         return self

@@ -10,6 +10,7 @@ from genflow.cli.options import AsJson, complete_data
 from genflow.commands.references import find_named
 from genflow.errors import UsageError
 from genflow.system.documents import Json
+from genflow.system.streams import NONE
 
 
 def recommend(
@@ -125,9 +126,9 @@ def _row(point: Json, chosen: bool) -> tuple[str, ...]:
 
     fd = point["fd"]
     return (
-        "→" if chosen else "", point["run"], point["family"], str(point["options"].get("sampler") or "—"),
-        str(point["options"].get("steps") or "—"), str(point["nfe"]),
+        "→" if chosen else "", point["run"], point["family"], str(point["options"].get("sampler") or NONE),
+        str(point["options"].get("steps") or NONE), str(point["nfe"]),
         f"{number(fd['value'])} ({number(fd['low'])}–{number(fd['high'])})",
-        f"{fd['value'] / fd['floor']:.1f}" if fd["floor"] else "—",
+        f"{fd['value'] / fd['floor']:.1f}" if fd["floor"] else NONE,
         number(point["ms_alone"]), number(point["ms_per_image"]),
     )  # fmt: skip

@@ -11,13 +11,13 @@ from genflow.cli.options import AsJson, RunRef, Yes
 from genflow.cli.removal import remove
 from genflow.cli.words import Listing
 from genflow.commands.references import find_run
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.commands.listing import RunRow
     from genflow.storage.store import Store
 
 app = typer.Typer(cls=Listing, help="List, show and delete runs in the store; alone, list them.")
-NONE = "—"
 OPTIONAL = ("latents", "fd", "× floor", "bits/dim")  # columns of `runs ls` that are omitted if no run has them
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Also write a page with pictures of runs and datasets, x.html.")

@@ -196,8 +196,9 @@ class RemainingWork:
         self.seconds = seconds
         self.training = training
         self.cores = cores
-        self._began = 0.0
+        self._began: dict[str, float] = {}  # when each stage began to work; one that waits for a core has not
         self._spent = 0.0
+        self._start = 0.0
 
     @classmethod
     def of(cls, whole: Any, store: "Store") -> "RemainingWork":
@@ -256,13 +257,23 @@ class RemainingWork:
         ]
 
     def update(self, event: Json) -> float | None:
-        """After a stage has ended, the seconds that the others still take; else None."""
-        self._began = self._began or time.monotonic()
+        """After a stage has ended, the seconds that the others still take; else None.
+
+        What the stages that run now have done counts, too: without it, the first stage that ends would make the others
+        look several times as long, and the start of Ray would be part of the pace.
+        """
+        now = time.monotonic()
+        if of := event.get("of"):
+            self._start = self._start or now
+            self._began.setdefault(of, now)
         if event["event"] != "stage" or event["status"] in ("running", "cached"):
             return None
         self._spent += self.seconds.pop(event["name"], 0.0)
-        pace = (time.monotonic() - self._began) / self._spent if self._spent else 1 / self.cores
-        return pace * sum(self.seconds.values()) if self.seconds else None
+        self._began.pop(event["name"], None)
+        under_way = sum(min(now - since, self.seconds.get(name, 0.0)) for name, since in self._began.items())
+        done = self._spent + under_way
+        pace = (now - self._start) / done if self._start and done else 1 / self.cores
+        return pace * (sum(self.seconds.values()) - under_way) if self.seconds else None
 
 
 def _measured(store: "Store") -> dict[bool, float]:

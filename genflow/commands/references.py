@@ -21,8 +21,9 @@ MAX_LISTED = 3  # artifacts of one name that a line names
 def find_run(store: "Store", reference: str) -> "Artifact":
     """Find a run by id, id prefix, name, `latest`, `best:METRIC` or MLflow's `models:/NAME@ALIAS`.
 
-    `best:fd` and `best:kid` choose the smallest value, `best:` of other metrics the largest. A name of several runs is
-    the newest, and a line on standard error says so.
+    `best:fd` and `best:kid` choose the smallest value, `best:` of other metrics the largest, of runs that were measured
+    on the same number of samples; a line on standard error names the others. A name of several runs is the newest, and
+    a line says so.
 
     Raises:
         UsageError: there is no such run, or no run was measured.
@@ -35,7 +36,10 @@ def find_run(store: "Store", reference: str) -> "Artifact":
         return find_named(store, "runs", reference)
     from genflow.evaluation.report.table import best_run
 
-    return best_run(store, reference.removeprefix("best:"))
+    found, remark = best_run(store, reference.removeprefix("best:"))
+    if remark:
+        note(remark)
+    return found
 
 
 def find_named(store: "Store", kind: str, reference: str, dataset: str = "") -> "Artifact":

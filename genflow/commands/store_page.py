@@ -13,12 +13,13 @@ from PIL import Image
 from genflow.commands import listing
 from genflow.data.preview import thumbnail
 from genflow.errors import DataError
-from genflow.evaluation.metrics.base import NONE, number
+from genflow.evaluation.metrics.base import number
 from genflow.evaluation.metrics.likelihood import likelihood_text
 from genflow.evaluation.report.html import template
 from genflow.specs import DataSpec
 from genflow.storage.manifest import warn
 from genflow.storage.store import Store
+from genflow.system.streams import NONE
 
 TEMPLATE = Path(__file__).parent / "templates/store.html.j2"
 SIDE = 220  # pixels of a thumbnail, at most

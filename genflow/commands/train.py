@@ -96,11 +96,11 @@ def with_latents(store: "Store", recipe: "Recipe") -> "tuple[Recipe, Json | None
     recipe = decide_latents(store, recipe)
     if recipe.data.latents != "auto":
         return recipe, None
-    latents.check(recipe, store)
     document = latents.pipeline(recipe)
-    if not (made := latents.made(document, store)):
-        return recipe, document
-    return on_latents(recipe, made), None
+    if made := latents.made(document, store):
+        return on_latents(recipe, made), None
+    latents.check(recipe, store)
+    return recipe, document
 
 
 def on_latents(recipe: "Recipe", latents: str) -> "Recipe":

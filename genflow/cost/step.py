@@ -155,10 +155,10 @@ class _Rng(Rng):
 
 class _Numbers(Rng):
     def normal(self, shape: Sequence[int]) -> Tensor:
-        return BatchRng(0, "cost", 0, total=shape[0]).normal(shape)
+        return BatchRng(0, "cost", 0).normal(shape)
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        return BatchRng(0, "cost", 0, total=shape[0]).uniform(shape)
+        return BatchRng(0, "cost", 0).uniform(shape)
 
 
 def _optimizer(module: nn.Module, train: Train, update: Counter[Operation]) -> int:

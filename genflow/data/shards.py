@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FACTS = "facts.json"
 MAX_MAPPED = 512  # shards of a split that stay mapped; each keeps a file open
+HASHED_AT_OPEN = 2**30  # bytes of a dataset's shards that are hashed before they are used; else each at its first use
 
 
 def schema(facts: DataSpec) -> pa.Schema:
@@ -171,12 +172,21 @@ class Shards(Sequence[pa.Table]):
     Args:
         files: the files of the shards.
         rows: rows of each shard; None: read them from the files.
+        verify: called with a file before it is mapped; raises `DataError` if it is damaged.
     """
 
-    def __init__(self, files: Sequence[Path], rows: Sequence[int] | None = None) -> None:
-        self._files = files
-        self.rows = [map_stream(file).num_rows for file in files] if rows is None else list(rows)
-        self._map = lru_cache(MAX_MAPPED)(map_stream)
+    def __init__(
+        self, files: Sequence[Path], rows: Sequence[int] | None = None, verify: Callable[[Path], object] | None = None
+    ) -> None:
+        self._files, self._verify = files, verify
+
+        def read(file: Path) -> pa.Table:
+            if verify:
+                verify(file)
+            return map_stream(file)
+
+        self._map = lru_cache(MAX_MAPPED)(read)
+        self.rows = [read(file).num_rows for file in files] if rows is None else list(rows)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -187,7 +197,7 @@ class Shards(Sequence[pa.Table]):
     def __getitem__(self, number: slice) -> "Shards": ...
     def __getitem__(self, number: int | slice) -> "pa.Table | Shards":
         if isinstance(number, slice):
-            return Shards(self._files[number], self.rows[number])
+            return Shards(self._files[number], self.rows[number], self._verify)
         return self._map(self._files[number])
 
 
@@ -252,12 +262,25 @@ class Split:
         views = [self._view(number) for number in range(len(self.tables))]
         return views[0] if len(views) == 1 else np.concatenate(views)
 
-    @cached_property
+    @property
     def labels(self) -> np.ndarray:
-        """(N,) int64; all 0, which equals `classes` and means "no label", for data without classes."""
+        """(N,) int64, for small data; see `labels_of`."""
         if not self.facts.classes:
             return np.zeros(len(self), np.int64)
         return np.concatenate([table.column("label").to_numpy() for table in self.tables] or [np.zeros(0, np.int64)])
+
+    def labels_of(self, rows: np.ndarray) -> np.ndarray:
+        """The labels of `rows` (B,), int64; all 0, which equals `classes` and means "no label", without classes."""
+        if not self.facts.classes or not len(rows):
+            return np.zeros(len(rows), np.int64)
+        return self._gather(np.asarray(rows), self._label)
+
+    def label_counts(self) -> np.ndarray:
+        """(classes,) how many rows each class has; reads one shard at a time."""
+        counts = np.zeros(self.facts.classes, np.int64)
+        for table in self.tables:
+            counts += np.bincount(table.column("label").to_numpy(), minlength=self.facts.classes)
+        return counts
 
     @cached_property
     def ids(self) -> list[str]:
@@ -288,8 +311,7 @@ class Split:
         from genflow.batch import Batch
 
         values = to_device(self.take(rows) if records is None else records, device)
-        labels = self._gather(rows, self._label) if self.facts.classes else np.zeros(len(rows), np.int64)
-        return Batch(to_x(values, self.facts), to_device(labels, device))
+        return Batch(to_x(values, self.facts), to_device(self.labels_of(rows), device))
 
     def column(self, name: str, rows: np.ndarray) -> list[Any]:
         """The values of a column of texts in `rows`, in that order."""
@@ -315,7 +337,9 @@ class Split:
             mask, values = shard == number, read(int(number))
             out = np.empty((len(rows), *values.shape[1:]), values.dtype) if out is None else out
             out[mask] = values[rows[mask] - self._starts[number]]
-        return self.pixels[:0] if out is None else out
+        if out is None:  # no rows
+            return read(0)[:0] if len(self.tables) else self.pixels
+        return out
 
 
 @dataclass(frozen=True)
@@ -330,19 +354,28 @@ class Dataset:
     def open(cls, artifact: Artifact, *, verify: bool = True) -> "Dataset":
         """Memory-map a dataset.
 
+        Args:
+            artifact: the dataset, or latents of one.
+            verify: whether to compare its files with their hashes: all of them now, or the shards of large data by
+                their sizes now, and each by its hash when it is first read. In a bucket, each is downloaded then.
+
         Raises:
             DataError: a file is missing or corrupt.
         """
+        shards = [name for name in artifact.manifest["files"] if name.endswith(".arrow")]
+        late = verify and sum(artifact.manifest["files"][name]["size"] for name in shards) > HASHED_AT_OPEN
         if verify:
-            artifact.verify()
+            artifact.verify(sizes=shards if late else ())
+        folder = artifact.here if late else artifact.path
         facts = DataSpec.from_json(artifact.file(FACTS).read_text(encoding="utf-8"))
         splits = {}
         for split in facts.splits:
             state = json.loads(artifact.file(f"{split}/state.json").read_text(encoding="utf-8"))
             listed = state["_data_files"]
-            files = [artifact.path / split / entry["filename"] for entry in listed]
+            files = [folder / split / entry["filename"] for entry in listed]
             rows = [entry["rows"] for entry in listed] if all("rows" in entry for entry in listed) else None
-            splits[split] = Split(split, Shards(files, rows), facts)
+            check = (lambda file: artifact.file(file.relative_to(folder).as_posix())) if late else None
+            splits[split] = Split(split, Shards(files, rows, check), facts)
         return cls(artifact, facts, splits)
 
     @property

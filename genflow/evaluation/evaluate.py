@@ -29,7 +29,7 @@ import torch
 
 from genflow import __version__, build
 from genflow.data.shards import FACTS, Dataset
-from genflow.evaluation import metrics, samples, sweep
+from genflow.evaluation import metrics, prompt_pictures, samples, sweep
 from genflow.evaluation.features import ASKED, clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features
 from genflow.evaluation.headline import headline
@@ -49,7 +49,6 @@ from genflow.system.source_hash import digest
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import checkpoint
 
-PROMPTS = "prompts"  # the folder of a table of prompts and pictures
 SCHEMA = "genflow.evaluate/1"
 MIN_REFERENCE_ROWS = 100  # with fewer reference rows, a warning is emitted
 TRAINING = ("steps", "images", "seconds", "cpu_seconds", "memory_mb", "parameters")  # copied from the manifest
@@ -294,9 +293,9 @@ def _journal(store: Store, run: Artifact, dataset: Artifact, document: Evaluatio
             journal.description(quality, artifact.file("grid.png"), details)
         journal.artifact(artifact.file("metrics.json"), "evaluation")
         journal.image(document["step"], "samples/evaluation", artifact.file("grid.png"))
-        if artifact.files(f"{PROMPTS}/*"):  # MLflow shows the tables that the tag names
-            journal.artifact(artifact.path / PROMPTS, f"evaluation/{PROMPTS}")
-            table = {"path": f"evaluation/{PROMPTS}/prompts.json", "type": "table"}
+        if artifact.files(f"{prompt_pictures.FOLDER}/*"):  # MLflow shows the tables that the tag names
+            journal.artifact(artifact.path / prompt_pictures.FOLDER, prompt_pictures.IN_MLFLOW)
+            table = {"path": f"{prompt_pictures.IN_MLFLOW}/{prompt_pictures.TABLE}", "type": "table"}
             journal.tags({"mlflow.loggedArtifacts": json.dumps([table])})
 
 

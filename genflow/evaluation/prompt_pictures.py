@@ -22,7 +22,9 @@ from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 
 COUNT = 8
-FOLDER = "evaluation/prompts"  # of the table in MLflow
+FOLDER = "prompts"  # of the table in the evaluation
+IN_MLFLOW = f"evaluation/{FOLDER}"
+TABLE = "prompts.json"
 COLUMNS = {"sample": "sample", "nearest": "nearest training picture", "real": "held-out picture"}
 
 
@@ -49,12 +51,12 @@ class PromptPictures:
             cells: list[object] = [caption]
             for name in COLUMNS:
                 file = f"{row}-{name}.png"
-                found[f"prompts/{file}"] = preview.render(self.pictures[name][row : row + 1], facts, 1)
-                path = f"{FOLDER}/{file}"
+                found[f"{FOLDER}/{file}"] = preview.render(self.pictures[name][row : row + 1], facts, 1)
+                path = f"{IN_MLFLOW}/{file}"
                 cells.append({"type": "image", "filepath": path, "compressed_filepath": path})
             table.append(cells)
         document = {"columns": ["prompt", *COLUMNS.values()], "data": table}
-        return {**found, "prompts/prompts.json": json.dumps(document).encode()}
+        return {**found, f"{FOLDER}/{TABLE}": json.dumps(document).encode()}
 
 
 def draw(engine: Engine, data: Dataset, extractor: FeatureReference, seed: int) -> PromptPictures | None:
@@ -71,7 +73,7 @@ def draw(engine: Engine, data: Dataset, extractor: FeatureReference, seed: int) 
         return None
     captions = samples.captions_of(split, rows)
     seeds = samples.seeds(seed, len(rows), "prompts shown")
-    drawn = engine.draw(seeds, split.labels[rows].tolist(), prompts=captions).images
+    drawn = engine.draw(seeds, split.labels_of(rows).tolist(), prompts=captions).images
     train = data.splits["train"]
     _, _, nearest = neighbours(downscale(drawn, data.facts), train)
     pictures = {"sample": drawn, "nearest": train.take(nearest), "real": split.take(rows)}

@@ -110,10 +110,11 @@ def _limit(truth: np.ndarray) -> float:
 
 
 def _real(data: Dataset, extractor: FeatureReference, lines: int) -> np.ndarray:
-    rows, labels = extractor.real.reference, data.splits[extractor.real.split].labels
+    rows = extractor.real.reference
     if not data.facts.classes:
         return rows[np.resize(np.arange(len(rows)), lines * COLUMNS)]
-    of_class = [rows[labels[rows] == label] for label in shown_classes(data.facts, lines)]
+    labels = data.splits[extractor.real.split].labels_of(rows)
+    of_class = [rows[labels == label] for label in shown_classes(data.facts, lines)]
     return np.concatenate([np.resize(own if len(own) else rows, COLUMNS) for own in of_class])
 
 

@@ -136,7 +136,7 @@ def with_captions(engine: Engine, store: Store) -> Engine:
 
 def labels(data: Dataset, real: DataSplits, count: int) -> np.ndarray:
     """The labels to sample: those of the floor's rows, so that samples and floor have the same class balance."""
-    return data.splits["train"].labels[real.floor[:count]]
+    return data.splits["train"].labels_of(real.floor[:count])
 
 
 def prompts(engine: Engine, data: Dataset, real: DataSplits, count: int) -> list[str] | None:

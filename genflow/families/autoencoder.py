@@ -45,7 +45,7 @@ from genflow.text import Label
 FACTORS = (2, 4, 8, 16, 32)
 FIRST_LOG_VARIANCE = -4.0  # of the latents before training: with more noise the decoder learns nothing at first
 SMALL_SIDE, SMALL_FACTOR, LARGE_FACTOR = 64, 4, 8  # up to this side in pixels the smaller factor is the default
-MIN_POSITIONS, MIN_CHANNELS = 4, 4  # of the default: positions a side, and channels
+MIN_POSITIONS = 4  # a side, of the default
 DCT_SIDE = 8  # side of the blocks, as in JPEG
 STATISTICS_ROWS = 2048  # training rows over which the mean and the deviation of the latents are measured
 
@@ -59,7 +59,7 @@ class Autoencoder(Family):
         facts: of the pictures.
         factor: f, the ratio of the sides of pictures and latents; 0: 4 for pictures up to 64 pixels and 8 for larger
             ones, or less, so that it divides the side and leaves 4 x 4 positions.
-        channels: c, the numbers at each position of the latents; 0: f^2 / 4, but at least 4.
+        channels: c, the numbers at each position of the latents; 0: 2 f.
         posterior: gaussian: latents are drawn from a Gaussian of learned mean and variance; deterministic: each
             position has root mean square 1, and noise of a random size up to `noise` is added.
         kl: weight of the KL divergence from N(0, I) per number of the latents, of a Gaussian posterior.
@@ -93,10 +93,10 @@ class Autoencoder(Family):
         factor: Literal[0, 2, 4, 8, 16, 32] = 0,
         channels: Annotated[int, Field(ge=0, le=1024)] = 0,
         posterior: Literal["gaussian", "deterministic"] = "gaussian",
-        kl: Annotated[float, Field(ge=0)] = 1e-3,
+        kl: Annotated[float, Field(ge=0)] = 1e-4,
         noise: Annotated[float, Field(ge=0, le=1)] = 0.3,
-        gradient: Annotated[float, Field(ge=0)] = 0.5,
-        dct: Annotated[float, Field(ge=0)] = 0.5,
+        gradient: Annotated[float, Field(ge=0)] = 1.0,
+        dct: Annotated[float, Field(ge=0)] = 1.0,
         perceptual: Annotated[float, Field(ge=0)] = 0.0,
         adversarial: Annotated[float, Field(ge=0)] = 0.0,
         adversarial_start: Annotated[float, Field(ge=0, lt=1)] = 0.5,
@@ -314,4 +314,4 @@ def _latent_shape(facts: DataSpec, factor: int, channels: int) -> tuple[int, int
     if not factor:
         largest = SMALL_FACTOR if max(H, W) <= SMALL_SIDE else LARGE_FACTOR
         factor = max([f for f in fits if f <= largest and MIN_POSITIONS * f <= min(H, W)], default=fits[0])
-    return channels or max(MIN_CHANNELS, factor**2 // 4), H // factor, W // factor
+    return channels or 2 * factor, H // factor, W // factor

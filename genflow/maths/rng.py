@@ -2,8 +2,8 @@
 
 There are two implementations of `Rng`:
 
-- `BatchRng`, for training: the rows of one *global* batch that belong to this worker. Each worker draws the whole
-  batch and keeps its rows, so results do not depend on the number of workers.
+- `BatchRng`, for training: the draws of a row depend on its number in the *global* batch. A worker draws its own rows,
+  on its device, so results depend neither on the number of workers nor on the device (`counter.py`).
 - `SampleRng`, for sampling: one generator per sample, so a sample does not depend on the other samples in its batch.
 
 References:
@@ -12,6 +12,7 @@ References:
 
 import copy
 import hashlib
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+
+from genflow.maths.counter import Counter
 
 
 def key(*parts: object) -> int:
@@ -37,7 +40,7 @@ class Rng(ABC):
     def on(self, device: torch.device | str) -> "Rng":
         """The same sequence of draws, returned on another device.
 
-        Times are drawn on the CPU, because a program that reads a time on a GPU waits for all work before it.
+        A family that reads its times draws them on the CPU: on a GPU it would wait for all work before them.
         """
         return self
 
@@ -51,36 +54,43 @@ class Rng(ABC):
 
 
 class BatchRng(Rng):
-    """Rows `start:stop` of draws made for a global batch of `total` rows.
+    """The draws of consecutive rows of a global batch.
 
     Args:
         seed: the run's seed.
         purpose: a name for what the draws are used for, such as "loss/net".
         step: the training step.
-        start: the first row of this worker.
-        total: rows in the global batch.
-        device: the device of the returned tensors. Draws are made on the CPU, so they are equal on all devices.
+        start: the number of the first row in the global batch.
+        device: computes the draws and holds them.
     """
 
     def __init__(
-        self, seed: int, purpose: str, step: int, *, start: int = 0, total: int, device: torch.device | str = "cpu"
+        self, seed: int, purpose: str, step: int, *, start: int = 0, device: torch.device | str = "cpu"
     ) -> None:
-        self._generator = torch.Generator().manual_seed(key(seed, purpose, step))
-        self._start, self._total, self._device = start, total, torch.device(device)
+        self._counter = Counter(_digest((seed, purpose, step), 16))
+        self._start, self._device = start, torch.device(device)
+        self._draws = itertools.count()
 
     def on(self, device: torch.device | str) -> "BatchRng":
-        other = copy.copy(self)  # with the same generator
+        other = copy.copy(self)  # with the same count of draws
         other._device = torch.device(device)
         return other
 
-    def _cut(self, draws: Tensor, rows: int) -> Tensor:
-        return draws[self._start : self._start + rows].to(self._device, non_blocking=True)
+    def part(self, first: int) -> "BatchRng":
+        """The draws of the rows from the row `first` on, from the first draw on."""
+        other = copy.copy(self)
+        other._start, other._draws = self._start + first, itertools.count()
+        return other
 
     def normal(self, shape: Sequence[int]) -> Tensor:
-        return self._cut(torch.randn((self._total, *shape[1:]), generator=self._generator), shape[0])
+        return self._draw(shape, normal=True)
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        return self._cut(torch.rand((self._total, *shape[1:]), generator=self._generator), shape[0])
+        return self._draw(shape, normal=False)
+
+    def _draw(self, shape: Sequence[int], *, normal: bool) -> Tensor:
+        rows, each = range(self._start, self._start + shape[0]), math.prod(shape[1:])
+        return self._counter.draw(rows, next(self._draws), each, self._device, normal=normal).reshape(tuple(shape))
 
 
 class SampleRng(Rng):

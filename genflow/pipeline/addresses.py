@@ -4,8 +4,9 @@ Each function takes the store and the job's document and returns the artifact's 
 function. Imports are inside the functions, so a dry run of one stage loads only the modules of that stage.
 """
 
+from genflow.pipeline.results import Prepared
 from genflow.recipe.schema import parse
-from genflow.storage.store import Store
+from genflow.storage.store import Artifact, Store
 from genflow.system.documents import Json
 
 
@@ -16,6 +17,31 @@ def prepare(store: Store, document: Json) -> str:
 
     data = parse(document["recipe"]).data
     return prepare.identity(find(data), data)[1]
+
+
+def prepared(store: Store, document: Json) -> Prepared | None:
+    """The result of `jobs.prepare` if the dataset exists and has few enough unreadable records, else None."""
+    from genflow.data import prepare
+
+    artifact = prepare.find(store, parse(document["recipe"]).data)
+    return dataset_result(artifact, cached=True) if artifact else None
+
+
+def dataset_result(artifact: Artifact, *, cached: bool) -> Prepared:
+    """The document that `genflow prepare` prints."""
+    facts = artifact.meta["facts"]
+    return {
+        "schema": "genflow.prepare/1",
+        "dataset": artifact.id,
+        "name": artifact.name,
+        "path": str(artifact.path),
+        "cached": cached,
+        "images": sum(facts["splits"].values()),
+        "bad": artifact.meta["bad"],
+        "skipped": artifact.meta["skipped"],
+        "warnings": artifact.meta.get("warnings", []),  # datasets of an earlier version have none
+        "facts": facts,
+    }
 
 
 def train(store: Store, document: Json) -> str:

@@ -1,8 +1,9 @@
 """The dry run of a pipeline: the state of every stage, as far as it is known before any stage runs."""
 
 from genflow.errors import GenflowError
+from genflow.pipeline import answers
 from genflow.pipeline.graph import Node, Pipeline
-from genflow.pipeline.stages import function, nested
+from genflow.pipeline.stages import function, look_up, nested
 from genflow.storage.store import Store
 from genflow.system.documents import Json
 
@@ -38,9 +39,12 @@ def dry_run(pipeline: Pipeline, store: Store) -> list[Json]:
 
 def _existing(node: Node, made: dict[str, Json], store: Store) -> tuple[str, Json | None]:
     """The artifact's id, and, if the artifact exists, the part of the result that contains the id."""
+    document = node.document(made)
+    if known := answers.of_stage(store, node.job, document):
+        return str(look_up(known, node.stage.makes)), known
     if not node.stage.address:
         return "", None
-    id = function(node.stage.address)(store, node.document(made))
+    id = function(node.stage.address)(store, document)
     return id, nested(node.stage.makes, id) if id and store.get(node.stage.folder, id) else None
 
 

@@ -68,6 +68,10 @@ class Stage:
         takes_failures: whether it runs even if a stage that it needs failed; its document then has `inputs.failed`.
         address: `module:function` in genflow, (store, document) -> the artifact's id before the artifact exists, or ""
             if the id is not known yet. Empty: a dry run shows "to do".
+        found: `module:function` in genflow, (store, document) -> the result if the artifact exists, else None, without
+            PyTorch. Empty: `pipeline.answers` remembers the results.
+        outside: keys of the recipe that may name files outside of the store, which no remembered result knows.
+        reviews: a kind of artifacts of which every new one may change the result; empty: none.
         ended: `module:function` in genflow, (store, document) -> {message, hint, code, kind} of an earlier attempt
             whose failure counts as a measurement, or None.
         listed: whether the summary of a pipeline has a line for it.
@@ -85,6 +89,9 @@ class Stage:
     goes_first: bool = False
     takes_failures: bool = False
     address: str = ""
+    found: str = ""
+    outside: tuple[str, ...] = ()
+    reviews: str = ""
     ended: str = ""
     listed: bool = True
     order: int = 100

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from genflow.data.shards import Split
 from genflow.errors import DataError, UsageError
 from genflow.families.base import Family
 from genflow.recipe.schema import Recipe
 from genflow.sampling.diffusers_config import CONFIG, home_of
-from genflow.sampling.engine import AUTOENCODER
+from genflow.sampling.engine import AUTOENCODER, Engine
 from genflow.specs import DataSpec
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Artifact, Store
@@ -40,6 +43,17 @@ class Loaded:
     family: Family
     step: int = 0
     scaled: bool = True
+
+
+def decoder_of(latents: Artifact) -> Engine:
+    """The autoencoder in the folder of latents, which decodes them."""
+    return Engine.from_folder(latents.path / AUTOENCODER)
+
+
+def decode_rows(decoder: Engine, split: Split, rows: np.ndarray) -> np.ndarray:
+    """Rows of latents as the pictures that they decode to, (N, H, W, C) grey levels; row n is drawn with seed n."""
+    codes = split.take(rows).astype(np.float32).transpose(0, 3, 1, 2)
+    return decoder.decode(codes, None, rows.tolist()).images
 
 
 def find(store: Store, reference: str) -> Artifact | Path:

@@ -187,7 +187,7 @@ class Encoder:
         with replacing(path) as attempt:
             write_shard(
                 attempt, facts, np.concatenate(parts), self._split.column("id", pictures),
-                self._split.labels[pictures],
+                self._split.labels_of(pictures),
                 captions=self._split.column("captions", pictures) if facts.captions else (),
             )  # fmt: skip
 

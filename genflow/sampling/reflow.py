@@ -139,7 +139,7 @@ class Teacher:
         noise = rng.normal((len(seeds), *self.family.noise_shape))
         # the label and a caption of a random training row, so that they are as frequent as in the data
         rows = np.array([key("row", self.plan.seed, number) % len(self._split) for number in numbers])
-        labels, captions = self._split.labels[rows], []
+        labels, captions = self._split.labels_of(rows), []
         if self.engine.prompts:
             known = zip(numbers, self._split.column("captions", rows), strict=True)
             captions = [own[key("caption", self.plan.seed, n) % len(own)] if own else "" for n, own in known]

@@ -99,10 +99,11 @@ def create(
             raise RequestError(503, f"no replica answers: {type(error).__name__}", retry_after=2) from error
 
     async def cards() -> list[Json]:
-        found = await backend.cards()
-        for card in found:
-            card["abilities"]["real"] = card["abilities"].get("real", False) and not _is_public(limits)
-        return found
+        def shown(card: Json) -> Json:
+            abilities = card["abilities"]
+            return {**card, "abilities": {**abilities, "real": abilities.get("real") and not _is_public(limits)}}
+
+        return [shown(card) for card in await backend.cards()]
 
     @app.get("/v1/models", tags=["about"], summary="List the models: family, data, options, metrics, recipe, lineage")
     async def models(request: Request) -> Response:

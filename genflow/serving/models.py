@@ -127,8 +127,9 @@ class Model:
             raise RequestError(422, message, "guidance", "use guidance=1")
         return options
 
+    @functools.cached_property
     def card(self) -> dict[str, Any]:
-        """Return the model's description in `GET /v1/models`."""
+        """The model's description in `GET /v1/models`. It never changes, and answers of OpenAI's format read it."""
         facts, meta = self.facts, self.run.meta
         properties = self.schema.model_json_schema().get("properties", {})
         metrics = {

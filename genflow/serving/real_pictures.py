@@ -28,7 +28,7 @@ def real(model: Model, request: RealRequest) -> Reply:
     wanted = _classes(request.label, request.n, classes)
     rng = np.random.default_rng(abs(request.seed))
     order = rng.permutation(len(split))
-    labels = split.labels[order]
+    labels = split.labels_of(order)
     rows, used = [], dict.fromkeys([*range(len(classes)), None], 0)
     for one in wanted:
         fits = order if one is None else order[labels == one]
@@ -90,7 +90,7 @@ def _classes(label: Any, n: int, classes: list[str]) -> list[int | None]:
 
 
 def _reply(model: Model, values: dict[str, Any], split: Split, rows: np.ndarray) -> Reply:
-    labels = split.labels[rows].tolist() if model.facts.classes else [None] * len(rows)
+    labels = split.labels_of(rows).tolist() if model.facts.classes else [None] * len(rows)
     pngs = preview.pngs(split.take(rows), model.facts) if len(rows) else []
     images = [base64.b64encode(png).decode() for png in pngs]
     return json_reply({"schema": "genflow.pictures/1", "model": model.name, **values, "labels": labels,

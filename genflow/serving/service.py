@@ -108,7 +108,7 @@ class Service:
     async def cards(self) -> list[dict[str, Any]]:
         """Return the description of every model."""
         loaded = self.loaded()
-        return [{**model.card(), "loaded": name in loaded} for name, model in self.models.items()]
+        return [{**model.card, "loaded": name in loaded} for name, model in self.models.items()]
 
     async def health(self) -> dict[str, Any]:
         """Return the models and the state of the queue.

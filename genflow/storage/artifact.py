@@ -1,6 +1,7 @@
 """An artifact: a finished folder of the store, and the kinds of artifacts."""
 
 import fnmatch
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,11 @@ class Artifact:
         return here.fetch_folder(here.root / self.kind / self.id, self.manifest)
 
     @property
+    def here(self) -> Path:
+        """The folder on this machine; in a bucket's mirror, it has the files that were used."""
+        return mirror.for_url(self.url).root / self.kind / self.id if self.url else self.folder
+
+    @property
     def name(self) -> str:
         """The name that the user chose."""
         return str(self.manifest.get("name") or self.id.rpartition("-")[0])
@@ -68,18 +74,20 @@ class Artifact:
         Raises:
             DataError: the file is missing or differs from the manifest.
         """
-        folder = mirror.for_url(self.url).root / self.kind / self.id if self.url else self.folder
-        return verify_file(folder, name, self.manifest)
+        return verify_file(self.here, name, self.manifest)
 
     def files(self, pattern: str) -> list[str]:
         """The names of its files that match a pattern such as `samples/*.png`, sorted."""
         return sorted(fnmatch.filter(self.manifest["files"], pattern))
 
-    def verify(self) -> "Artifact":
+    def verify(self, sizes: Collection[str] = ()) -> "Artifact":
         """Check every file against the manifest.
+
+        Args:
+            sizes: files of which only the size is checked; those of a bucket may not be on this machine yet.
 
         Raises:
             DataError: a file is missing or differs from the manifest.
         """
-        verify(self.path, self.manifest)
+        verify(self.here if sizes else self.path, self.manifest, sizes)
         return self

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ def describe(path: Path, kind: str, id: str, *, name: str = "", parents: list[st
             files[relative] = {"size": file.stat().st_size, "sha256": sync_and_hash(file)}
     for folder in sorted({(path / name).parent for name in files}):
         sync_folder(folder)
+    return manifest_of(files, kind, id, name=name, parents=parents, meta=meta)
+
+
+def manifest_of(files: dict[str, Any], kind: str, id: str, *, name: str = "", parents: list[str] | None = None,
+                meta: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The manifest of files that are on the disk, from their sizes and hashes; see `describe`."""
     manifest = {
         "schema": f"genflow.{kind}/1",
         "id": id,
@@ -80,14 +86,34 @@ def warn(error: DataError) -> None:
         print(f"warning: skipped: {error.message} (fix: {error.hint})", file=sys.stderr, flush=True)
 
 
-def verify(path: Path, manifest: dict[str, Any]) -> None:
+def verify(path: Path, manifest: dict[str, Any], sizes: Collection[str] = ()) -> None:
     """Compare the files in `path` with the manifest. In the mirror of a bucket, files that differ are downloaded again.
+
+    Args:
+        path: the folder.
+        manifest: of its files.
+        sizes: files of which only the size is compared, and nothing if they are in a bucket.
 
     Raises:
         DataError: a file is missing or differs, and no bucket has it.
     """
+    late = set(sizes)
     for name in manifest["files"]:
-        verify_file(path, name, manifest)
+        if name not in late:
+            verify_file(path, name, manifest)
+        elif not mirror.containing(path):
+            _verify_size(path / name, manifest["files"][name], f"rm -r {path}, then run the command that made it again")
+
+
+def _verify_size(file: Path, facts: dict[str, Any], hint: str) -> None:
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError as error:
+        raise DataError(f"{file} is missing", hint) from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}", hint) from error
+    if size != facts.get("size"):
+        raise DataError(f"{file} is corrupt: it differs from its manifest", hint)
 
 
 def verify_file(path: Path, name: str, manifest: dict[str, Any]) -> Path:

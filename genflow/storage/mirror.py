@@ -29,6 +29,7 @@ from typing import Any
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.storage.files import is_intact
 from genflow.storage.s3 import Bucket, ObjectVersion, endpoint
+from genflow.system.environment import cache_folder
 
 MARKER, MANIFEST, CHECKSUM = "genflow-mirror.json", "manifest.json", "checksum"
 OLD_KEYS = {"schema", "id", "name", "created", "genflow", "parents", "meta", "files"}  # of one without a checksum
@@ -56,8 +57,7 @@ def problem_of(manifest: Any) -> str:
 def for_url(url: str) -> "BucketMirror":
     """The mirror of the store at `s3://bucket/prefix`."""
     bucket, server = Bucket(url), endpoint()
-    cache = Path(os.environ.get("GENFLOW_CACHE") or Path.home() / ".cache" / "genflow").expanduser().absolute()
-    return _open(bucket.url, server, cache / _folder_name(bucket.url, server))
+    return _open(bucket.url, server, cache_folder() / _folder_name(bucket.url, server))
 
 
 def _folder_name(url: str, server: str) -> str:
@@ -172,13 +172,14 @@ class BucketMirror:
         kind, *rest = self.key(folder).split("/")
         return self.root / "manifests" / kind / f"{rest[0]}.json" if len(rest) == 1 else None
 
-    def upload_folder(self, files: Path, folder: Path, manifest: Manifest) -> None:
+    def upload_folder(self, files: Path, folder: Path, manifest: Manifest, *, exact: bool = False) -> None:
         """Upload a folder: its files, and last its manifest.
 
         Args:
             files: the local folder that holds the files.
             folder: the folder of the mirror that they become.
             manifest: the manifest of the files.
+            exact: whether to delete other files of the folder from the bucket, which killed writers left.
         """
         key = self.key(folder)
         listed = self.bucket.list(key, deep=True)
@@ -190,8 +191,20 @@ class BucketMirror:
         self.bucket.delete(f"{key}/{MANIFEST}")  # the old manifest does not describe the files during the upload
         uploaded = self._uploaded_hashes(key, listed)
         wanted = [n for n, facts in manifest["files"].items() if uploaded.get(n) != facts["sha256"]]
-        self._in_parallel(lambda name: self.bucket.upload(files / name, f"{key}/{name}"), wanted)
-        self.bucket.write(f"{key}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+        self.upload_files(files, folder, wanted)
+        self.publish(folder, manifest)
+        if exact:
+            left = [name for name, info in listed.items() if info and name not in (*manifest["files"], MANIFEST)]
+            self._in_parallel(lambda name: self.bucket.delete(f"{key}/{name}"), left)
+
+    def upload_files(self, files: Path, folder: Path, names: list[str]) -> None:
+        """Upload some files of a folder, which are not visible before its manifest; see `upload_folder`."""
+        key = self.key(folder)
+        self._in_parallel(lambda name: self.bucket.upload(files / name, f"{key}/{name}"), names)
+
+    def publish(self, folder: Path, manifest: Manifest) -> None:
+        """Upload the manifest of a folder whose files are in the bucket."""
+        self.bucket.write(f"{self.key(folder)}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
 
     def _uploaded_hashes(self, key: str, listed: dict[str, ObjectVersion | None]) -> dict[str, str]:
         """The SHA-256 of files below a folder that are in a finished subfolder, such as a run's checkpoint."""

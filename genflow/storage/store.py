@@ -9,6 +9,7 @@
       searches/<name>-<key>/      best.yaml, search.json, trials/0007/
       evaluations/<name>-<key>/   metrics.json, sample grids
       reports/<name>-<key>/       report.html
+      answers/<hash>.json         what jobs returned (see `genflow.pipeline.answers`)
       journals/<run id>.jsonl     the measurements of a run (see `genflow.tracking.journal`)
       names/datasets/             what a name of several datasets means (see `genflow.storage.names`)
 

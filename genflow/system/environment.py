@@ -80,6 +80,11 @@ def ensure_home() -> None:
     os.environ["HOME"] = str(folder)
 
 
+def cache_folder() -> Path:
+    """This machine's folder for what genflow can make again: `$GENFLOW_CACHE`, else `~/.cache/genflow`."""
+    return Path(os.environ.get("GENFLOW_CACHE") or Path.home() / ".cache" / "genflow").expanduser().absolute()
+
+
 def ray_temp_folder() -> Path:
     """The folder in which a local Ray's own folder is made: RAY_TMPDIR, or the folder for temporary files.
 

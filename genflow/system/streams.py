@@ -9,6 +9,7 @@ import os
 import sys
 import unicodedata
 
+NONE = "—"  # a cell of a table that has no value
 ERRORS = "genflow-plain"  # the name of the error handler
 PLAIN = {
     "─": "-", "│": "|", "├": "|", "└": "`", "—": "-", "–": "-", "‑": "-", "×": "x", "·": "-", "…": "...", "✔": "ok",

@@ -7,11 +7,11 @@ from typing import Any
 from genflow.evaluation.metrics.base import number
 from genflow.evaluation.metrics.likelihood import likelihood_text as likelihood
 from genflow.system.folding import column_groups
+from genflow.system.streams import NONE
 
 Quantity = dict[str, Any]
 Cells = dict[str, list[str]]  # by column; a cell is a list of short lines
 WIDTH = 24  # largest width of a column in the text version, in characters
-NO_LIKELIHOOD = "—"  # of runs on latents
 MARKS = {"confirmed": "✓", "refuted": "✗", "undecided": "?", "not measured": "–"}
 
 
@@ -121,7 +121,7 @@ def _with_real(found: dict[str, Quantity], name: str, title: str) -> list[str]:
 def _likelihood(found: dict[str, Quantity]) -> list[str]:
     quantity = found.get("likelihood")
     if quantity is None:
-        return [NO_LIKELIHOOD] if "reconstruction_fd" in found else []
+        return [NONE] if "reconstruction_fd" in found else []
     if quantity["kind"] == "none":
         return ["none"]
     if quantity["value"] is None:

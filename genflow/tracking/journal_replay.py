@@ -7,14 +7,12 @@ may therefore be lost at any time.
 
 import json
 import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from genflow.storage.store import Store
-from genflow.storage.temporary import private_folder
 from genflow.tracking.experiments import find_or_create
 from genflow.tracking.journal import Cursor, Entry, entries, has_writer, header
 from genflow.tracking.mlflow_client import (
@@ -27,7 +25,7 @@ from genflow.tracking.mlflow_client import (
     one_line,
     without_password,
 )
-from genflow.tracking.model_package import copy_model_files, save_pyfunc_model
+from genflow.tracking.model_package import register
 
 BATCH = 1000  # largest number of metrics in one request
 DESCRIPTION = "description"  # the folder of the picture in a run's description
@@ -186,7 +184,9 @@ class JournalReplay:
             send = self.client.log_artifacts if file.is_dir() else self.client.log_artifact
             self._call(send, run, str(file), folder)
         elif "model" in entry:
-            self._model(self._file(entry["model"]["checkpoint"]), entry["model"]["name"], entry["step"])
+            model, folder = entry["model"], self.root / "runs" / self.path.stem
+            register(self._call, self.client, self.cursor, folder, self._file(model["checkpoint"]), model["name"],
+                     entry["step"])  # fmt: skip
         elif "dataset" in entry:
             self._dataset(entry["dataset"])
         elif "description" in entry:
@@ -260,31 +260,3 @@ class JournalReplay:
         if self.store.mirror and not self.store.available(path):
             self.store.mirror.download_missing(path)
         return path.exists()
-
-    def _model(self, checkpoint: Path, name: str, step: int) -> None:
-        """Register a checkpoint as a version of a model. A tag of the version names the checkpoint."""
-        from mlflow.entities import LoggedModelOutput
-
-        tag = {"genflow.checkpoint": f"{self.cursor.journal}/{checkpoint.name}"}
-        try:
-            self._call(self.client.create_registered_model, name)
-        except MlflowRejected:  # it exists, or its name is invalid; then the next call raises
-            versions = self._call(self.client.search_model_versions, f"name = '{name}'")
-            if any(tag.items() <= version.tags.items() for version in versions):
-                return
-        query = f"tags.`genflow.checkpoint` = '{tag['genflow.checkpoint']}'"
-        existing = self._call(self.client.search_logged_models, [self.cursor.experiment], query)
-        origin = {"source_run_id": self.cursor.run, "tags": tag}
-        create = self.client.create_logged_model
-        model = existing[0] if existing else self._call(create, self.cursor.experiment, "sampler", **origin)
-        with private_folder("genflow-") as folder:
-            copy_model_files(checkpoint, self.root / "runs" / self.path.stem, folder)
-            with self._call.translated_errors():  # takes seconds of this machine, and none of the server
-                save_pyfunc_model(folder, run_id=self.cursor.run, model_id=model.model_id)
-            self._call(self.client.log_model_artifacts, model.model_id, f"{folder}/model")
-        self._call(self.client.finalize_logged_model, model.model_id, "READY")
-        with suppress(MlflowRejected):  # already logged
-            self._call(self.client.log_outputs, self.cursor.run, [LoggedModelOutput(model.model_id, step)])
-        origin = {"run_id": self.cursor.run, "model_id": model.model_id, "tags": tag}
-        # by location: MLflow would look up "models:/ID" at its global URI, which is the current folder
-        self._call(self.client.create_model_version, name, model.artifact_location, **origin)

@@ -1,12 +1,17 @@
-"""Package a checkpoint as an MLflow model without pickle, with the code that draws its samples."""
+"""Package a checkpoint as an MLflow model without pickle, with the code that draws its samples, and register it."""
 
 import json
 import shutil
 import warnings
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from genflow.storage.manifest import MANIFEST, describe
+from genflow.storage.temporary import private_folder
+from genflow.tracking.journal import Cursor
+from genflow.tracking.mlflow_client import Caller, MlflowRejected
 
 MODEL_CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = ("mlflow", "numpy", "pandas", "pillow", "pyarrow", "pydantic", "pyyaml", "safetensors", "torch")
@@ -53,3 +58,41 @@ def save_pyfunc_model(folder: Path, *, run_id: str, model_id: str) -> None:
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],
             mlflow_model=Model(run_id=run_id, model_uuid=model_id, model_id=model_id),
         )
+
+
+def register(call: Caller, client: Any, cursor: Cursor, run: Path, checkpoint: Path, name: str, step: int) -> None:
+    """Register a checkpoint as a version of a model, unless that is done. A tag of the version names the checkpoint.
+
+    Args:
+        call: sends requests.
+        client: of MLflow.
+        cursor: names the experiment, the run and the journal.
+        run: the run's folder.
+        checkpoint: its folder.
+        name: of the model.
+        step: of the checkpoint.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    tag = {"genflow.checkpoint": f"{cursor.journal}/{checkpoint.name}"}
+    try:
+        call(client.create_registered_model, name)
+    except MlflowRejected:  # it exists, or its name is invalid; then the next call raises
+        versions = call(client.search_model_versions, f"name = '{name}'")
+        if any(tag.items() <= version.tags.items() for version in versions):
+            return
+    query = f"tags.`genflow.checkpoint` = '{tag['genflow.checkpoint']}'"
+    existing = call(client.search_logged_models, [cursor.experiment], query)
+    origin = {"source_run_id": cursor.run, "tags": tag}
+    model = existing[0] if existing else call(client.create_logged_model, cursor.experiment, "sampler", **origin)
+    with private_folder("genflow-") as folder:
+        copy_model_files(checkpoint, run, folder)
+        with call.translated_errors():  # takes seconds of this machine, and none of the server
+            save_pyfunc_model(folder, run_id=cursor.run, model_id=model.model_id)
+        call(client.log_model_artifacts, model.model_id, f"{folder}/model")
+    call(client.finalize_logged_model, model.model_id, "READY")
+    with suppress(MlflowRejected):  # already logged
+        call(client.log_outputs, cursor.run, [LoggedModelOutput(model.model_id, step)])
+    origin = {"run_id": cursor.run, "model_id": model.model_id, "tags": tag}
+    # by location: MLflow would look up "models:/ID" at its global URI, which is the current folder
+    call(client.create_model_version, name, model.artifact_location, **origin)

@@ -90,13 +90,17 @@ def _sum(total: SendResult, sent: SendResult) -> SendResult:
 
 def catch_up(store: Store, run_id: str, *, deadline_s: float = 10.0) -> SendResult:
     """Send the rest of a finished run's journal, in case the command that trained the run was killed before that."""
-    path = journal_path(store.root, run_id)
-    if store.mirror and not Cursor.read(path).uri:  # trained on another machine; left to `sync`
+    if store.mirror and not Cursor.read(journal_path(store.root, run_id)).uri:  # trained elsewhere; left to `sync`
         return SendResult(complete=True)
-    uri = tracking_uri(store)
-    if not path.is_file() or not _is_behind(path, without_password(uri), made_at(uri)):
+    if not is_behind(store, run_id):
         return SendResult(complete=True)
     return replay_when_free(store, run_id, deadline_s=deadline_s)
+
+
+def is_behind(store: Store, run_id: str) -> bool:
+    """Whether MLflow lacks entries of a run's journal."""
+    path, uri = journal_path(store.root, run_id), tracking_uri(store)
+    return path.is_file() and _is_behind(path, without_password(uri), made_at(uri))
 
 
 def replay_when_free(

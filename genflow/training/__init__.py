@@ -12,5 +12,6 @@
     workers      what several workers agree on; an error of one ends all
     resume       the checkpoint from which all workers resume
     fsdp         each worker holds a shard of the weights
+    sharded_checkpoint  every worker writes its own shards, while training continues
     checkpoint   safetensors and JSON on disk; the newest complete one is resumed
 """

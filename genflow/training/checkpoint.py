@@ -2,6 +2,8 @@
 
     checkpoints/step_00001000/  weights.safetensors  ema.safetensors  optimizer.safetensors  state.json  manifest.json
 
+A run whose net is sharded writes other files until its end (see `sharded_checkpoint`).
+
 A checkpoint exists once its folder does: it is written to a temporary folder, fsynced, and renamed (see `store`). In a
 bucket it exists once it is uploaded, and training continues only then.
 """
@@ -30,7 +32,7 @@ from genflow.storage.files import (
     temporary_ending,
     write_atomically,
 )  # fmt: skip
-from genflow.storage.manifest import describe, read_manifest, verify
+from genflow.storage.manifest import describe, manifest_of, read_manifest, verify
 from genflow.storage.store import MANIFEST, Artifact
 from genflow.training import fsdp
 from genflow.training.fsdp import full_tensor, shard_like
@@ -39,6 +41,7 @@ STATE, FOLDER = "state.json", "checkpoints"
 LOOKS = 10  # one a second: how often a worker looks for the checkpoint of another one
 WEIGHTS = "weights.safetensors"
 READ_BY_SAMPLING = (WEIGHTS, "ema.safetensors", STATE)
+Files = dict[str, Any]  # {name: {"size": ..., "sha256": ...}}
 
 
 class State(TypedDict):
@@ -71,10 +74,11 @@ class Checkpoints:
     Args:
         folder: of the checkpoints.
         keep: how many of the newest to keep.
+        before: called before a checkpoint is saved, by the worker that commits it.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int = 2, before: Callable[[], None] = lambda: None) -> None:
+        self.folder, self.keep, self._before = folder, keep, before
 
     def steps(self) -> list[Path]:
         """Finished checkpoints, oldest first."""
@@ -121,6 +125,7 @@ class Checkpoints:
 
         A checkpoint of the same step, which an attempt before a divergence may have left, is replaced.
         """
+        self._before()
         path = self.folder / f"step_{step:08d}"
         attempt = path.with_name(f"{path.name}{temporary_ending()}")
         with explain_disk_errors(path):
@@ -128,14 +133,78 @@ class Checkpoints:
             try:
                 write(attempt)
                 manifest = describe(attempt, "checkpoints", path.name)
-                write_atomically(attempt / MANIFEST, json.dumps(manifest))
-                replace_folder(attempt, path)
-                sync_folder(self.folder)
+                self._rename(attempt, manifest)
             finally:
                 shutil.rmtree(attempt, ignore_errors=True)
         if bucket := self._mirror():
-            bucket.upload_folder(path, path, manifest)
-            older = sorted(name for name in bucket.names(bucket.key(self.folder)) if name < path.name)
+            bucket.upload_folder(path, path, manifest, exact=True)
+        self._delete_old(path.name)
+
+    # --- One checkpoint by several workers: one begins it, each adds files, and the first commits them
+
+    def begin(self, step: int) -> str:
+        """Begin a checkpoint to which several workers add files; return the name of the attempt."""
+        self._before()
+        name = f"step_{step:08d}"
+        if bucket := self._mirror():
+            bucket.delete_folder(self.folder / name)  # of an attempt before a divergence
+        return f"{name}{temporary_ending()}"
+
+    def folder_of(self, attempt: str) -> Path:
+        """The folder of an attempt on this machine, into which this worker writes its files."""
+        folder = self.folder / attempt
+        with explain_disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def add(self, attempt: str, names: list[str]) -> Files:
+        """The sizes and hashes of this worker's files, once they are on the disk, or in the bucket."""
+        folder, path = self.folder / attempt, self.folder / _final(attempt)
+        with explain_disk_errors(path):
+            files = describe(folder, "checkpoints", path.name, only=names.__contains__)["files"]
+        if bucket := self._mirror():
+            bucket.upload_files(folder, path, names)
+        return dict(files)
+
+    def commit(self, attempt: str, files: Files) -> None:
+        """Give the attempt's files, which all workers added, the name of a checkpoint; delete the oldest checkpoints.
+
+        Args:
+            attempt: the result of `begin`.
+            files: of all workers.
+
+        Raises:
+            DataError: this worker does not see the file of another one.
+        """
+        folder, path = self.folder / attempt, self.folder / _final(attempt)
+        manifest = manifest_of(files, "checkpoints", path.name)
+        bucket = self._mirror()
+        with explain_disk_errors(path):
+            if bucket is None:
+                _require_sizes(folder, files)
+                self._rename(folder, manifest)
+            else:
+                bucket.publish(path, manifest)
+                if {file.name for file in folder.iterdir()} == files.keys():
+                    self._rename(folder, manifest)  # all workers are on this machine
+        self.abandon(attempt)
+        self._delete_old(path.name)
+
+    def abandon(self, attempt: str = "step_*.tmp-*") -> None:
+        """Delete an attempt's files on this machine; by default those of all attempts, before a training begins."""
+        for torn in list(self.folder.glob(attempt)):
+            if REPLACED not in torn.name:
+                shutil.rmtree(torn, ignore_errors=True)
+
+    def _rename(self, attempt: Path, manifest: dict[str, Any]) -> None:
+        write_atomically(attempt / MANIFEST, json.dumps(manifest))
+        replace_folder(attempt, self.folder / manifest["id"])
+        sync_folder(self.folder)
+
+    def _delete_old(self, newest: str) -> None:
+        """Delete the oldest checkpoints, in a bucket those that are older than the newest."""
+        if bucket := self._mirror():
+            older = sorted(name for name in bucket.names(bucket.key(self.folder)) if name < newest)
             for name in older[: 1 - self.keep or None]:
                 bucket.delete_folder(self.folder / name)
         for old in self.steps()[: -self.keep]:
@@ -154,6 +223,24 @@ class Checkpoints:
         for path in list(self.folder.glob("step_*")):
             if not is_complete(path):  # half-deleted
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _final(attempt: str) -> str:
+    """The name of the checkpoint that an attempt becomes."""
+    return attempt.partition(".tmp-")[0]
+
+
+def _require_sizes(folder: Path, files: Files) -> None:
+    """Check that the files which other workers wrote are in this worker's view of the folder, too."""
+    for name, facts in files.items():
+        file = folder / name
+        for attempt in range(LOOKS):  # a network disk shows new files with a delay
+            if attempt:
+                time.sleep(1)
+            if file.is_file() and file.stat().st_size == facts["size"]:
+                break
+        else:
+            raise DataError(f"{file}, which another worker wrote, is not there", "every node must see the same store")
 
 
 def identity(folder: Path) -> str:
@@ -209,12 +296,24 @@ def gather(
             for slot, value in values.items():
                 found["optimizer"][f"{name}/{index}/{slot}"] = torch.as_tensor(value)
     made: Tensors = {file: {} for file in found}
+    devices = set()
     for file, tensors in found.items():
         for name, tensor in tensors.items():
             full = full_tensor(tensor.detach())  # one at a time: all of them may not fit on the device
             if keep:
-                made[file][name] = full.cpu().contiguous()
+                made[file][name] = full.contiguous().to("cpu", non_blocking=True)
+                devices.add(full.device)
+    wait_for_copies(devices)
     return made
+
+
+def wait_for_copies(devices: set[torch.device]) -> None:
+    """Wait once for all copies from devices that do not wait (`non_blocking`)."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
 
 def write(folder: Path, tensors: Tensors, state: State) -> None:
@@ -276,11 +375,20 @@ def _matching_weights(folder: Path, module: nn.Module, device: str = "cpu") -> d
     """A checkpoint's weights, if their names and shapes are those of the net.
 
     Raises:
-        DataError: they are not, for example because an older genflow built another net from the same recipe.
+        DataError: they are not; see `require_fit`.
     """
     weights = load_file(folder / WEIGHTS, device=device)
+    require_fit(folder, module, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    return weights
+
+
+def require_fit(folder: Path, module: nn.Module, found: dict[str, tuple[int, ...]]) -> None:
+    """Check that a checkpoint's weights have the names and shapes of a net's.
+
+    Raises:
+        DataError: they do not, for example because an older genflow built another net from the same recipe.
+    """
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
         name = other[0]
         raise DataError(
@@ -288,4 +396,3 @@ def _matching_weights(folder: Path, module: nn.Module, device: str = "cpu") -> d
             f"is {found.get(name, 'missing')}, not {own.get(name, 'a part of it')}",
             "retrain it, or use the version of genflow that wrote it",
         )
-    return weights

@@ -20,10 +20,11 @@ from genflow.families.base import DIAGNOSE_EVERY, Family
 from genflow.maths.rng import BatchRng
 from genflow.maths.tf32 import tf32
 from genflow.recipe.schema import Train
-from genflow.training import checkpoint, resume
+from genflow.training import checkpoint, resume, sharded_checkpoint
 from genflow.training.activations import checkpoint_layers
 from genflow.training.all_reduce import Gradients
 from genflow.training.clock import BudgetClock, StepTimer
+from genflow.training.compilation import compile_nets
 from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import ShardedGradients, shard
 from genflow.training.micro_batches import mean, micro_batches
@@ -88,13 +89,19 @@ def fit(
             the recipe asks for them.
         WorkerError: another worker has died, hangs, or has other weights or checkpoints.
     """
-    with tf32(train.precision != "fp32"), connected(session.rank, session.world) as workers:
-        return _fit(family, batches, session, train, on_end, full_batches or batches, workers)
+    sharded = session.sharded and session.world > 1
+    with (
+        tf32(train.precision != "fp32"),
+        connected(session.rank, session.world) as workers,
+        sharded_checkpoint.saver(session.shards, workers, sharded=sharded) as saver,
+    ):
+        return _fit(family, batches, session, train, on_end, full_batches or batches, workers, saver)
 
 
 def _fit(
     family: Family, batches: Callable[[int], Batch], session: Session, train: Train,
     on_end: Callable[[int, dict[str, Tensor]], None], full_batches: Callable[[int], Batch], workers: Workers,
+    saver: sharded_checkpoint.Saver | None,
 ) -> FitResult:  # fmt: skip
     # Set up.
     if session.threads:
@@ -120,7 +127,7 @@ def _fit(
     amp = _use_bfloat16(train.precision, device)
     if train.compile:
         for player in family.players:
-            getattr(family, player).compile()
+            compile_nets(getattr(family, player))
     clock = BudgetClock(train)
     parameters = sum(p.numel() for p in family.parameters())
     timer = StepTimer()
@@ -131,10 +138,11 @@ def _fit(
 
     def load() -> bool:
         nonlocal step, saved, rollbacks
+        if saver:
+            saver.wait()
         if folder := resume.choose(workers, session):
             where = "cpu" if sharded else session.device
-            average, state = workers.together(lambda: checkpoint.read(folder, family, named, where))
-            ema.load(average)
+            state = workers.together(lambda: resume.read(folder, family, ema, named, where))
             step = saved = state["step"]
             rollbacks = state.get("rollbacks", 0)
             clock.resume(state)
@@ -156,6 +164,13 @@ def _fit(
                 "cpu_seconds": clock.cpu_seconds(), "parameters": parameters, "rollbacks": rollbacks,
                 "moments": moments.state(),
             }  # fmt: skip
+            if saver and not ended:
+                saver.save(step, family, ema.state(), named, state)
+                session.barrier({"step": step})
+                saved = step
+                return
+            if saver:
+                saver.wait()
             tensors: checkpoint.Tensors = {}
             if session.rank == 0 or sharded:
                 tensors = checkpoint.gather(family, ema.state(), named, keep=session.rank == 0)
@@ -198,7 +213,7 @@ def _fit(
             module: nn.Module = getattr(family, player)
             others = [getattr(family, name) for name in family.players if name != player]
             _require_grad(others, False)
-            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, total=train.batch, device=device)
+            rng = BatchRng(train.seed, f"loss/{player}", step, start=start, device=device)
             losses = []
             for part, draws, is_last in micro_batches(batch, rng, train.accumulate):
                 with torch.autocast(device.type, torch.bfloat16, enabled=amp):
@@ -267,6 +282,8 @@ def _fit(
     if ended and (session.rank == 0 or sharded):
         with_average(family, ema.state(), lambda: family.finish(full_batches))
     save(ended=ended)
+    if saver:
+        saver.wait()
     return FitResult(step, step * train.batch, clock.seconds(), clock.cpu_seconds(), ended)
 
 

@@ -172,7 +172,7 @@ class Moments:
             family.prepare(1.0)  # the loss of the end, so that those of all moments are comparable
             losses = []
             for number, batch in enumerate(session.held_out(self.forecast.rows)):  # type: ignore[misc, union-attr]
-                rng = BatchRng(self._train.seed, "validation", number, total=len(batch), device=device)
+                rng = BatchRng(self._train.seed, "validation", number, device=device)
                 with torch.autocast(device.type, torch.bfloat16, enabled=self._amp):
                     losses.append(family.validation_loss(batch, rng).float())
             found: list[float] = torch.stack(losses).tolist()
@@ -192,7 +192,7 @@ class Moments:
             return
         average: dict[str, Tensor] | None = None
         if step:
-            average = {name: full_tensor(tensor) for name, tensor in self._ema.state().items()}
+            average = self._whole_average()
 
         def draw() -> None:
             if session.rank == 0 and session.draw:
@@ -200,6 +200,17 @@ class Moments:
 
         with self._eager():
             self._workers.together(draw)
+
+    def _whole_average(self) -> dict[str, Tensor]:
+        """The average for samples. If it is sharded, its tensors are gathered one at a time, on worker 0's CPU."""
+        average: dict[str, Tensor] = {}
+        for name, tensor in self._ema.state().items():
+            full = full_tensor(tensor)
+            if full is tensor:
+                average[name] = tensor
+            elif self._session.rank == 0:
+                average[name] = full.cpu()
+        return average
 
     def _eager(self) -> contextlib.AbstractContextManager[Any]:
         """Without `torch.compile`, which would compile the nets again for other batch sizes."""

@@ -1,9 +1,13 @@
-"""Several workers resume from one checkpoint: the first worker chooses it, and the others must see the same files."""
+"""Resume from a checkpoint: of several workers the first one chooses it, and the others must see the same files."""
 
 import os
 from pathlib import Path
 
-from genflow.training import checkpoint
+import torch
+from torch import nn
+
+from genflow.training import checkpoint, sharded_checkpoint
+from genflow.training.ema import Ema
 from genflow.training.session import Session
 from genflow.training.workers import WorkerError, Workers
 
@@ -35,6 +39,21 @@ def choose(workers: Workers, session: Session) -> Path | None:
                 "every node must see the same store"
             )
     return folder
+
+
+def read(
+    folder: Path, module: nn.Module, ema: Ema, optimizers: dict[str, torch.optim.Optimizer], device: str
+) -> checkpoint.State:
+    """Load a checkpoint of whole tensors or of shards into a net, its averages and its optimizers; return the state.
+
+    Raises:
+        DataError: the weights do not fit the net.
+    """
+    if sharded_checkpoint.is_in(folder):
+        return sharded_checkpoint.read(folder, module, ema.state(), optimizers)
+    average, state = checkpoint.read(folder, module, optimizers, device)
+    ema.load(average)
+    return state
 
 
 def _open(session: Session, chosen: Seen) -> Path | None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genflow.batch import Batch
+    from genflow.training.checkpoint import Checkpoints
 
 
 def _ignore(*_: Any, **__: Any) -> None:
@@ -32,6 +33,8 @@ class Session:
         open: returns the verified checkpoint with the name that the first worker has chosen, or None if this worker
             does not see it; None: `load` must find the same one.
         save: `save(step, write)` commits the files that `write(folder)` writes; called on rank 0.
+        shards: the run's checkpoints, to which every worker of a sharded net adds its own files; `save` then receives
+            the whole tensors at the end alone. None: `save` receives them every time.
         barrier: called on every rank after a checkpoint.
         log: receives a dictionary of numbers; called on rank 0.
         watch: receives the same numbers and the seconds of each part of a step, for gauges; called on rank 0.
@@ -54,6 +57,7 @@ class Session:
     load: Callable[[], Path | None] = field(default=_ignore)
     open: Callable[[str], Path | None] | None = None
     save: Callable[[int, Callable[[Path], None]], None] = field(default=_ignore)
+    shards: "Checkpoints | None" = None
     barrier: Callable[[dict[str, Any]], None] = field(default=_ignore)
     log: Callable[[dict[str, Any]], None] = field(default=_ignore)
     watch: Callable[[dict[str, Any], dict[str, float]], None] = field(default=_ignore)

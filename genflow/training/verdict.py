@@ -15,6 +15,7 @@ from genflow.training.history import Moment, mean
 QUARTER = 0.8  # the last quarter begins at the last moment before this share: at 7/9
 SURE = 2.0  # standard errors
 MUCH = 0.05  # of the whole fall since the first moment: less than this counts as flat
+STEEP = 0.1  # of the held-out loss: a larger fall in the last quarter is that of a training that has only begun
 DIFFERENT = 1.25  # ratio of the CPU times of two runs, above which their budgets differ
 NAMED = 4  # runs that a sentence lists
 LEAST_POINTS = 8  # training losses in the last quarter, for a slope
@@ -96,13 +97,24 @@ def passes_of(meta: dict[str, Any]) -> float | None:
 
 
 def is_barely_trained(meta: dict[str, Any]) -> bool:
-    """Whether a run made few passes over its data, and its loss is not known to have stopped falling.
+    """Whether a run made few passes over its data, and its loss is not known to have stopped falling; or fell steeply.
+
+    On little data a few steps are many passes, so the loss decides there.
 
     Args:
         meta: of the run's manifest.
     """
     passes, trend = passes_of(meta), meta.get("trend")
-    return passes is not None and passes < FEW and (trend is None or trend["falling"] is not False)
+    few = passes is not None and passes < FEW and (trend is None or trend["falling"] is not False)
+    return few or _steepness(meta) > STEEP
+
+
+def _steepness(meta: dict[str, Any]) -> float:
+    """The fall of the held-out loss in the last quarter, as a share of the loss; 0 if it is unknown or not certain."""
+    trend = meta.get("trend")
+    if not trend or not trend["falling"] or trend["loss"] != "held-out" or not trend["before"]:
+        return 0.0
+    return float(trend["before"] - trend["after"]) / abs(trend["before"])
 
 
 def cautions(runs: dict[str, dict[str, Any]], *, budgets: bool = True) -> list[str]:
@@ -134,10 +146,20 @@ def _barely(runs: dict[str, dict[str, Any]]) -> str:
     barely = {name: meta for name, meta in runs.items() if is_barely_trained(meta)}
     if not barely:
         return ""
-    listed = ", ".join(f"{name} ({in_words(passes_of(meta) or 0.0)})" for name, meta in list(barely.items())[:NAMED])
+    listed = ", ".join(f"{name} ({_how_little(meta)})" for name, meta in list(barely.items())[:NAMED])
     more = f" and {len(barely) - NAMED} more" if len(barely) > NAMED else ""
     who = "All models are barely trained" if len(barely) == len(runs) > 1 else "Barely trained"
+    if any(_steepness(meta) > STEEP for meta in barely.values()):
+        return f"{who}: {listed}{more}."
     return f"{who}: {listed}{more}; fewer than {FEW} passes over the data, and no loss that has stopped falling."
+
+
+def _how_little(meta: dict[str, Any]) -> str:
+    """The passes of a run, and the fall of its loss in the last quarter if it is steep."""
+    steep = _steepness(meta)
+    fall = f"its held-out loss fell by {steep:.0%} in the last quarter" if steep > STEEP else ""
+    passes = passes_of(meta)
+    return ", ".join(text for text in ("" if passes is None else in_words(passes), fall) if text)
 
 
 def _minutes(seconds: float) -> str:

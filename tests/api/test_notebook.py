@@ -18,6 +18,7 @@ from support.trained_run import trained_run
 from torch.utils.data import DataLoader
 
 import genflow
+from benchmarks import families
 from genflow.api import Data, Pictures, Run, Table
 from genflow.cli import sample as command
 from genflow.data.prepare import in_process, prepare
@@ -130,6 +131,18 @@ def test_a_run_can_be_guided_by_another(flow: Run, vae: Run) -> None:
     for _ in range(2):  # a run that cannot guide is never left out in silence
         with pytest.raises(UsageError):
             flow.sample(3, label="none", guide=vae.id, guidance=3.0)
+
+
+def test_a_picture_of_families_has_a_row_for_each(flow: Run, vae: Run) -> None:
+    """Row by row the samples of the same seeds, enlarged, next to the family's name."""
+    sheet = np.asarray(families.draw([flow, vae], seed=3).convert("L"))
+    side = families.SCALE * 8
+    for row, run in enumerate((flow, vae)):
+        top = families.GAP + row * (side + families.GAP)
+        left = families.WORDS + 4 * (side + families.GAP)
+        shown = sheet[top : top + side : families.SCALE, left : left + side : families.SCALE]
+        np.testing.assert_array_equal(shown, np.asarray(run.sample(10, seed=3)[4]))
+        assert sheet[top : top + side, : families.WORDS].min() < 90  # letters
 
 
 def test_interpolations(flow: Run, vae: Run, digits: Data, tmp_path: Path) -> None:

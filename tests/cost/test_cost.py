@@ -42,7 +42,7 @@ def test_a_step_counts_what_a_real_one_does(kind: str, net: str, options: dict[s
         for player in family.players:
             for other in family.players:
                 getattr(family, other).requires_grad_(other == player)
-            family.loss(player, given, BatchRng(0, "loss", 0, total=ROWS))[0].backward()
+            family.loss(player, given, BatchRng(0, "loss", 0))[0].backward()
     within = 0.1 if net == "dit" else 0.02  # a GPU's attention computes the scores again in the backward pass
     assert measure(chosen, facts, ROWS).flops == pytest.approx(counter.get_total_flops(), rel=within)
 
@@ -55,7 +55,7 @@ def test_second_derivatives_are_counted() -> None:
         for other in family.players:
             getattr(family, other).requires_grad_(other == player)
         with ledger:
-            family.loss(player, given, BatchRng(0, "loss", 0, total=ROWS))[0].backward()
+            family.loss(player, given, BatchRng(0, "loss", 0))[0].backward()
     counted = sum(operation.flops * count for operation, count in ledger.counted.items())
     assert measure(chosen, facts, ROWS).flops == pytest.approx(counted, rel=0.02)
 
@@ -65,7 +65,7 @@ def test_the_memory_is_that_of_a_real_step() -> None:
     chosen = whole("flow_matching", PICTURES, {"net": {"kind": "unet", "width": 16, "attention": False}})
     family, given = build.family_of(chosen, PICTURES).train(), batch(PICTURES, 0, ROWS)
     with Ledger(torch.device("cpu")) as ledger:
-        family.loss("net", given, BatchRng(0, "loss", 0, total=ROWS))[0].backward()
+        family.loss("net", given, BatchRng(0, "loss", 0))[0].backward()
     assert measure(chosen, PICTURES, ROWS, bf16=False).peak_bytes == pytest.approx(ledger.peak, rel=0.02)
 
 

@@ -12,9 +12,9 @@ from genflow.data import preview
 from genflow.data.prepare import in_process, prepare
 from genflow.data.shards import Dataset
 from genflow.errors import DataError
+from genflow.pipeline.addresses import dataset_result as result
 from genflow.recipe.schema import Data
 from genflow.storage.store import Store
-from jobs.prepare import result
 
 Prepare = Callable[..., Dataset]
 
@@ -54,7 +54,7 @@ def test_warnings_are_stored_and_shown(store: Store, tmp_path: Path) -> None:
         artifact, found = prepare(store, data, in_process, lambda event, **fields: said.append({event: fields}))
         assert found == cached
         expected = ["20 of 40 pictures are identical to an earlier one; copies stay together in one split"]
-        assert result(artifact, found)["warnings"] == expected
+        assert result(artifact, cached=found)["warnings"] == expected
     assert [event["warning"]["message"] for event in said if "warning" in event] == expected
     assert preview.describe(Dataset.open(artifact))["warnings"] == expected
 

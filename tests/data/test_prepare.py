@@ -223,7 +223,7 @@ def test_skipped_files_are_shown(tmp_path: Path, store: Store, monkeypatch: pyte
     """`prepare` and `data show` print one line with kinds and counts; a cached dataset warns about new ones."""
     from genflow.cli import data as cli_data
     from genflow.cli import prepare as cli_prepare
-    from jobs.prepare import result
+    from genflow.pipeline.addresses import dataset_result as result
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(images, "formats", lambda: images.FORMATS)
@@ -238,7 +238,7 @@ def test_skipped_files_are_shown(tmp_path: Path, store: Store, monkeypatch: pyte
 
     line = '20 HEIC files (pip install "genflow-ray[heic]" reads them), 1 @eaDir folder (Synology thumbnails)\n'
     artifact, cached = prepare(store, Data(source=str(tmp_path / "x")), in_process, emit)
-    cli_prepare._show({**result(artifact, cached)})
+    cli_prepare._show({**result(artifact, cached=cached)})
     assert f"skipped  {line}" in capsys.readouterr().out
     monkeypatch.setenv("GENFLOW_STORE", str(store.url))
     cli_data.show(artifact.id, None, False)

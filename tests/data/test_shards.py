@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from support.shards import in_shards
 
+from genflow.data import shards
 from genflow.data.shards import (
     Dataset,
     Shards,
@@ -25,6 +27,7 @@ from genflow.data.shards import (
 )
 from genflow.errors import DataError
 from genflow.specs import DataSpec
+from genflow.storage.store import Store
 
 
 def test_pyarrow_alone(prepared: Callable[..., Dataset]) -> None:
@@ -122,6 +125,36 @@ def test_corrupt_shard(prepared: Callable[..., Dataset]) -> None:
     file.write_bytes(content)
     with pytest.raises(DataError, match="corrupt"):
         Dataset.open(dataset.artifact)
+
+
+def test_large_data_is_hashed_when_it_is_first_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening compares sizes alone; a damaged shard is named when a row of it is read, and others are not read."""
+    monkeypatch.setattr(shards, "HASHED_AT_OPEN", 0)
+    artifact = in_shards(store)
+    files = sorted((artifact.path / "train").glob("*.arrow"))
+    content = bytearray(files[2].read_bytes())
+    content[-40] ^= 1
+    files[2].write_bytes(content)
+    split = Dataset.open(artifact).splits["train"]
+    assert split.take(np.array([17, 3])).ravel()[::4].tolist() == [17, 3]
+    for read in (split.take, split.labels_of, lambda rows: split.column("id", rows)):
+        with pytest.raises(DataError, match=f"{files[2]} is corrupt"):
+            read(np.array([3, 12]))
+    files[3].write_bytes(files[3].read_bytes()[:-1])
+    with pytest.raises(DataError, match=f"{files[3]} is corrupt"):
+        Dataset.open(artifact)
+    files[3].unlink()
+    with pytest.raises(DataError, match=f"{files[3]} is missing"):
+        Dataset.open(artifact)
+
+
+def test_labels_are_read_by_row(store: Store) -> None:
+    """From the shards that have the rows; also of no rows, and counted shard by shard."""
+    split = Dataset.open(in_shards(store)).splits["train"]
+    assert split.labels_of(np.array([19, 0, 7])).tolist() == [1, 0, 1]
+    assert split.labels_of(np.array([], np.int64)).shape == (0,)
+    assert split.take(np.array([], np.int64)).shape == (0, 2, 2, 1)
+    assert split.label_counts().tolist() == np.bincount(split.labels).tolist() == [7, 7, 6]
 
 
 def test_facts_survive() -> None:

@@ -44,7 +44,7 @@ ruler = metrics.metric_suite(load_features(store, data, "classifier", quiet), 0,
 found = {
     "genflow": genflow.__file__, "rows": rows,
     "head": table.columns({"rows": rows}), "table": table.rows({"rows": rows}),
-    "best": table.best(rows, "swd"), "best_run": table.best_run(store, "swd").id,
+    "best": table.best(rows, "swd"), "best_run": table.best_run(store, "swd")[0].id,
     "report": page.build(store, rows).file("report.html").read_text(),
     "choices": metrics.names(), "mode": metrics.mode("swd"),
     "searched": metrics.measure(store, Engine.load(runs[1]), data, ruler, metrics.check(["swd"]), 100, 0),

@@ -53,7 +53,7 @@ def perfect(mixture: Mixture, source: dict[str, Any], **options: Any) -> Consist
 
 def loss(model: Consistency, x: Tensor) -> float:
     label = torch.zeros(len(x), dtype=torch.long)
-    return float(model.loss("net", Batch(x, label), BatchRng(0, "loss/net", 0, total=len(x)))[0])
+    return float(model.loss("net", Batch(x, label), BatchRng(0, "loss/net", 0))[0])
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: "-".join(s.values()))
@@ -88,7 +88,7 @@ def test_the_teacher_solves_its_ode() -> None:
     denoise = mixture.denoiser(StraightPath())
     for row in range(3):
         a, b, at = float(u[row]), float(r[row]), y[row : row + 1]
-        step = SAMPLERS["midpoint"].run(denoise, StraightPath(), at, [a, b], BatchRng(0, "", 0, total=1))
+        step = SAMPLERS["midpoint"].run(denoise, StraightPath(), at, [a, b], BatchRng(0, "", 0))
         torch.testing.assert_close(got[row : row + 1], step, rtol=0, atol=1e-6)
         truth = mixture.quantile(mixture.cdf(at.flatten(1), a), b).reshape_as(step)
         torch.testing.assert_close(got[row : row + 1], truth, rtol=0, atol=0.06)
@@ -120,7 +120,7 @@ def test_the_teacher_is_not_part_of_the_run() -> None:
     model.init_from(source)
     assert set(model.state_dict()) == before == set(source.state_dict())
     assert len(list(model.parameters())) == len(list(source.parameters()))
-    value, _ = model.loss("net", batch(GREY), BatchRng(0, "loss/net", 0, total=8))
+    value, _ = model.loss("net", batch(GREY), BatchRng(0, "loss/net", 0))
     value.backward()
     assert all(p.grad is None for p in source.parameters())
     fresh = build.family_of(chosen, GREY)

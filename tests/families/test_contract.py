@@ -90,7 +90,7 @@ def test_every_weight_of_a_player_learns_from_its_own_loss(kind: str, facts: Dat
     conditioned = facts.classes or any(port.time for port in model.ports(facts, **recipe(kind, facts).family).values())
     for player in model.players:
         model.zero_grad()
-        loss, numbers = model.loss(player, batch(facts), BatchRng(0, f"loss/{player}", 0, total=8))
+        loss, numbers = model.loss(player, batch(facts), BatchRng(0, f"loss/{player}", 0))
         assert loss.shape == ()
         assert loss.isfinite()
         assert all(value.numel() == 1 for value in numbers.values())
@@ -105,9 +105,9 @@ def test_a_loss_is_a_function_of_its_rows(kind: str) -> None:
     facts = FACTS["grey"]
     model, whole = family(kind, facts), batch(facts)
     for player in model.players:
-        loss, _ = model.loss(player, whole, BatchRng(0, "loss", 0, total=8))
+        loss, _ = model.loss(player, whole, BatchRng(0, "loss", 0))
         shares = [
-            model.loss(player, Batch(whole.x[a:b], whole.label[a:b]), BatchRng(0, "loss", 0, start=a, total=8))[0]
+            model.loss(player, Batch(whole.x[a:b], whole.label[a:b]), BatchRng(0, "loss", 0, start=a))[0]
             for a, b in ((0, 3), (3, 8))
         ]
         torch.testing.assert_close(3 / 8 * shares[0] + 5 / 8 * shares[1], loss, rtol=1e-5, atol=1e-6)

@@ -59,7 +59,7 @@ def test_training_levels_are_uniform(T: int) -> None:
     model = perfect(T=T)
     rows = 2000
     batch = Batch(TWO.draw(rows).float().reshape(rows, 2, 1, 1), torch.zeros(rows, dtype=torch.long))
-    loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0, total=rows))
+    loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0))
     k = model.net.times * T / 1000
     torch.testing.assert_close(k, k.round())
     assert k.min() >= 0
@@ -93,7 +93,7 @@ def test_edm_has_inputs_and_targets_of_unit_variance(sigma_data: float) -> None:
     facts, rows = DataSpec((1, 4, 4), levels=256, sigma_data=sigma_data), 3000
     net = Linear()
     model = Ddpm({"net": net}, facts, schedule="edm")
-    loss, _ = model.loss("net", gaussian(rows, facts), BatchRng(0, "loss", 0, total=rows))
+    loss, _ = model.loss("net", gaussian(rows, facts), BatchRng(0, "loss", 0))
     assert float(loss.detach()) == pytest.approx(1, abs=0.02)  # the target's square, as the output is 0
     assert float(net.seen.std()) == pytest.approx(1, abs=0.02)
     log_r = net.times / 1000 * math.log(80 / 0.002) + math.log(0.002)
@@ -128,8 +128,8 @@ def test_min_snr_gives_the_same_weight_for_every_target(schedule: str, predict: 
     facts, rows = DataSpec((1, 4, 4), levels=256, sigma_data=0.5), 400
     model = Ddpm({"net": Linear(0.2)}, facts, schedule=schedule, predict=predict, weight="min_snr")  # type: ignore[arg-type]
     batch = gaussian(rows, facts)
-    loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0, total=rows))
-    rng = BatchRng(0, "loss", 0, total=rows)
+    loss, _ = model.loss("net", batch, BatchRng(0, "loss", 0))
+    rng = BatchRng(0, "loss", 0)
     eps = rng.normal(batch.x.shape)
     alpha, sigma, net_time = (v[:, None, None, None] for v in model._levels(rows, rng))
     x0 = model.predict_x0(lambda y, t: 0.2 * y, alpha * batch.x + sigma * eps, net_time, alpha, sigma)
@@ -156,8 +156,8 @@ def test_noise_that_comes_with_the_data_is_used() -> None:
     model = perfect(predict="x")
     x, label = torch.zeros(4, 2, 1, 1), torch.zeros(4, dtype=torch.long)
     given = Batch(x, label, noise=torch.full_like(x, 3.0))
-    losses = [float(model.loss("net", given, BatchRng(0, purpose, 0, total=4))[0]) for purpose in ("a", "a")]
-    assert losses[0] == losses[1] != float(model.loss("net", Batch(x, label), BatchRng(0, "a", 0, total=4))[0])
+    losses = [float(model.loss("net", given, BatchRng(0, purpose, 0))[0]) for purpose in ("a", "a")]
+    assert losses[0] == losses[1] != float(model.loss("net", Batch(x, label), BatchRng(0, "a", 0))[0])
 
 
 def test_pictures_are_clipped_and_points_are_not() -> None:

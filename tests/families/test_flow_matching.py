@@ -68,10 +68,10 @@ def test_the_perfect_velocity_has_the_smallest_loss() -> None:
     """The loss of another velocity is larger by its squared distance."""
     batch = Batch(TWO.draw(300).float().reshape(300, 2, 1, 1), NO_LABEL)
     best = perfect()
-    loss, _ = best.loss("net", batch, BatchRng(0, "loss", 0, total=300))
+    loss, _ = best.loss("net", batch, BatchRng(0, "loss", 0))
     worse = perfect()
     worse.net.register_forward_hook(lambda module, args, out: out + 1.0)
-    shifted, _ = worse.loss("net", batch, BatchRng(0, "loss", 0, total=300))
+    shifted, _ = worse.loss("net", batch, BatchRng(0, "loss", 0))
     assert float(shifted - loss) == pytest.approx(1, abs=0.25)
 
 
@@ -81,7 +81,7 @@ def test_training_times_follow_their_density(density: str) -> None:
     rows = 5000
     model = perfect(density=density)
     x = torch.zeros(rows, 2, 1, 1)
-    model.loss("net", Batch(x, torch.zeros(rows, dtype=torch.long)), BatchRng(0, "loss", 0, total=rows))
+    model.loss("net", Batch(x, torch.zeros(rows, dtype=torch.long)), BatchRng(0, "loss", 0))
     outside = ((model.net.times < 0.1) | (model.net.times > 0.9)).float().mean()
     peaked = 0.1 * 0.2 + 0.9 * 2 * float(torch.special.ndtr(torch.tensor(-math.log(9.0))))  # |logit t| > log 9
     expected = 0.2 if density == "uniform" else peaked
@@ -94,7 +94,7 @@ def test_noise_that_comes_with_the_data_is_used() -> None:
     model = perfect()
     model.net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = torch.zeros(4, 2, 1, 1)
-    model.loss("net", Batch(x, NO_LABEL[:4], noise=torch.full_like(x, 3.0)), BatchRng(0, "loss", 0, total=4))
+    model.loss("net", Batch(x, NO_LABEL[:4], noise=torch.full_like(x, 3.0)), BatchRng(0, "loss", 0))
     torch.testing.assert_close(seen[0], 3 * model.net.times[:, None, None, None].expand_as(x))
 
 

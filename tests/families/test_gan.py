@@ -32,7 +32,7 @@ def gan(facts: DataSpec = GREY, **options: object) -> Gan:
 
 
 def rng(player: str = "discriminator") -> BatchRng:
-    return BatchRng(0, f"loss/{player}", 0, total=8)
+    return BatchRng(0, f"loss/{player}", 0)
 
 
 class Slope(nn.Module):
@@ -97,7 +97,7 @@ def test_a_difference_estimates_the_same_penalty() -> None:
     model.discriminator = Slope(w)
     rows = 4000
     data = Batch(torch.zeros(rows, 1, 8, 8), torch.zeros(rows, dtype=torch.long))
-    _, numbers = model.loss("discriminator", data, BatchRng(0, "loss", 0, total=rows))
+    _, numbers = model.loss("discriminator", data, BatchRng(0, "loss", 0))
     assert float(numbers["penalty"]) == pytest.approx(2 * float(w.square().sum()), rel=0.05)
 
 

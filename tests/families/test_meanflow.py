@@ -42,7 +42,7 @@ def perfect(**options: object) -> MeanFlow:
 @pytest.mark.parametrize("derivative", ["secant", "jvp"])
 def test_the_identity_of_the_mean_flow(derivative: str) -> None:
     """u + (t - r) du/dt is the velocity for every step, also at t = 1, where the secant is one-sided."""
-    model, rng = perfect(derivative=derivative), BatchRng(0, "", 0, total=ROWS)
+    model, rng = perfect(derivative=derivative), BatchRng(0, "", 0)
     t, r = model.times(ROWS, rng)
     t = t.clamp(min=0.1)
     r = torch.minimum(r, t)
@@ -73,7 +73,7 @@ def test_the_secant_approximates_the_derivative(net: str, data: str, monkeypatch
     """A narrow secant agrees with forward-mode differentiation, for every net and memory layout."""
     monkeypatch.setattr(meanflow, "HALF_WIDTH", 0.003)
     facts = FACTS[data]
-    model, rng = shaken(family("meanflow", facts, net)), BatchRng(0, "", 0, total=8)
+    model, rng = shaken(family("meanflow", facts, net)), BatchRng(0, "", 0)
     assert isinstance(model, MeanFlow)
     t = 0.3 + 0.6 * rng.uniform((8,))
     r = t / 2
@@ -87,7 +87,7 @@ def test_the_secant_approximates_the_derivative(net: str, data: str, monkeypatch
 
 def test_times_are_ordered_and_have_the_given_shares() -> None:
     """0 <= r <= t <= 1, and the shares of r = t, r = 0 and t = 1 follow from the options."""
-    t, r = perfect(instant=0.3, whole=0.4, first=0.2).times(20_000, BatchRng(0, "", 0, total=20_000))
+    t, r = perfect(instant=0.3, whole=0.4, first=0.2).times(20_000, BatchRng(0, "", 0))
     assert bool(((r >= 0) & (r <= t) & (t <= 1)).all())
     assert float((r == t).float().mean()) == pytest.approx(0.3, abs=0.02)
     assert float((r == 0).float().mean()) == pytest.approx(0.7 * 0.4, abs=0.02)
@@ -116,9 +116,9 @@ def test_rows_whose_derivative_overflows_are_left_out(monkeypatch: pytest.Monkey
         out[0], out[1] = torch.inf, torch.nan
         return out
 
-    whole, _ = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
+    whole, _ = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0))
     monkeypatch.setattr(MeanFlow, "total_derivative", broken)
-    value, numbers = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0, total=8))
+    value, numbers = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0))
     value.backward()
     assert 0 < float(value.detach()) < float(whole.detach())
     assert all(number.isfinite() for number in numbers.values())

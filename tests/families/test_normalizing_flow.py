@@ -86,8 +86,8 @@ def test_the_density_of_the_box_integrates_to_one() -> None:
 def test_the_loss_is_in_nats_and_logged_as_bits_per_dimension(net: str) -> None:
     """The loss is -log p of the dequantized batch in nats per number; the logged value is in bits."""
     model, data = flow(GREY, 0.05, net, forget=0.0), batch(GREY)
-    loss, numbers = model.loss("net", data, BatchRng(0, "loss", 0, total=8))
-    x = data.x + (BatchRng(0, "loss", 0, total=8).uniform(data.x.shape) - 0.5) * (2 / 17)
+    loss, numbers = model.loss("net", data, BatchRng(0, "loss", 0))
+    x = data.x + (BatchRng(0, "loss", 0).uniform(data.x.shape) - 0.5) * (2 / 17)
     nats = model.log_density(x, data.label) + 64 * math.log(2 / 17)
     torch.testing.assert_close(loss, -nats.mean() / 64)
     torch.testing.assert_close(numbers["bits_per_dim"], loss / math.log(2))

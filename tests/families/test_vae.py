@@ -18,7 +18,7 @@ def vae(data: str = "grey", **options: object) -> Vae:
 
 
 def rng(purpose: str = "loss") -> BatchRng:
-    return BatchRng(0, purpose, 0, total=8)
+    return BatchRng(0, purpose, 0)
 
 
 @pytest.mark.parametrize("data", FACTS)

@@ -32,14 +32,14 @@ def test_guidance_is_the_line_through_both_predictions(weight: float) -> None:
 
 def test_a_share_of_labels_is_dropped() -> None:
     """About that share becomes "no label" and the others stay; without classes nothing changes."""
-    rng = BatchRng(0, "forget", 0, total=10_000)
+    rng = BatchRng(0, "forget", 0)
     label = torch.arange(10_000) % CLASSES
     after = drop_labels(label, CLASSES, 0.1, rng)
     changed = after != label
     assert float(changed.float().mean()) == pytest.approx(0.1, abs=0.01)
     assert (after[changed] == CLASSES).all()
     none = torch.zeros(4, dtype=torch.long)
-    assert drop_labels(none, 0, 0.1, BatchRng(0, "forget", 0, total=4)) is none
+    assert drop_labels(none, 0, 0.1, BatchRng(0, "forget", 0)) is none
 
 
 def test_outside_its_interval_guidance_costs_nothing() -> None:
@@ -93,15 +93,15 @@ def test_a_share_of_captions_is_dropped() -> None:
     text, label = captions(list(range(1, 65))), torch.zeros(64, dtype=torch.long)
 
     def dropped(share: float) -> torch.Tensor:
-        after = drop_labels(text, 0, share, BatchRng(0, "forget", 0, total=64))
+        after = drop_labels(text, 0, share, BatchRng(0, "forget", 0))
         assert isinstance(after, Text)
         return (after.pooled == captions([0]).pooled).all(1)
 
-    same = drop_labels(label, CLASSES, 0.3, BatchRng(0, "forget", 0, total=64)) == CLASSES
+    same = drop_labels(label, CLASSES, 0.3, BatchRng(0, "forget", 0)) == CLASSES
     assert torch.equal(dropped(0.3), same)
     assert 0 < int(same.sum()) < 64
-    assert drop_labels(text, 0, 0.0, BatchRng(0, "forget", 0, total=64)) is text
-    every, none = drop_labels(text, 0, 1.0, BatchRng(0, "forget", 0, total=64)), no_label(text, 0)
+    assert drop_labels(text, 0, 0.0, BatchRng(0, "forget", 0)) is text
+    every, none = drop_labels(text, 0, 1.0, BatchRng(0, "forget", 0)), no_label(text, 0)
     assert isinstance(every, Text)
     assert isinstance(none, Text)
     assert all(torch.equal(getattr(every, part.name), getattr(none, part.name))

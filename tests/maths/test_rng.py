@@ -18,9 +18,9 @@ def test_keys_are_the_same_on_every_machine() -> None:
 def test_workers_shares_put_together_are_the_global_batch(draw: str, world: int) -> None:
     """Each worker's rows are rows of the same global draws, in every call."""
     total = 10
-    whole = BatchRng(5, "loss", 3, total=total)
+    whole = BatchRng(5, "loss", 3)
     bounds = [total * r // world for r in range(world + 1)]
-    parts = [BatchRng(5, "loss", 3, start=a, total=total) for a in bounds[:-1]]
+    parts = [BatchRng(5, "loss", 3, start=a) for a in bounds[:-1]]
     for shape in ((2, 3), (), (1, 4, 4)):
         together = [getattr(p, draw)((b - a, *shape)) for p, a, b in zip(parts, bounds, bounds[1:], strict=False)]
         assert torch.equal(torch.cat(together), getattr(whole, draw)((total, *shape)))
@@ -29,11 +29,11 @@ def test_workers_shares_put_together_are_the_global_batch(draw: str, world: int)
 def test_another_step_purpose_or_seed_gives_other_draws() -> None:
     """Draws differ between seeds, steps, purposes and calls."""
     draws = [
-        BatchRng(*of, total=4).normal((4, 2)).flatten()
+        BatchRng(*of).normal((4, 2)).flatten()
         for of in [(0, "loss", 0), (0, "loss", 1), (0, "order", 0), (1, "loss", 0)]
     ]
     assert len({tuple(d.tolist()) for d in draws}) == 4
-    rng = BatchRng(0, "loss", 0, total=4)
+    rng = BatchRng(0, "loss", 0)
     assert not torch.equal(rng.normal((4, 2)), rng.normal((4, 2)))
 
 

@@ -65,7 +65,7 @@ def test_ddpm_is_the_posterior_of_the_paper(name: str) -> None:
     """`ddpm` and DDIM with eta = 1 equal equations 6 and 7 of Ho et al., 2020."""
     path = PATHS[name]
     denoise, times = TWO.denoiser(path), uniform_times(40)
-    rng = BatchRng(0, "ancestral", 0, total=20)
+    rng = BatchRng(0, "ancestral", 0)
     x = noise(20)
     for t, s in zip(times[:-1], times[1:], strict=True):
         bar_t, bar_s = path.alpha(t) ** 2, path.alpha(s) ** 2
@@ -75,7 +75,7 @@ def test_ddpm_is_the_posterior_of_the_paper(name: str) -> None:
         variance = (1 - bar_s) / (1 - bar_t) * beta
         x = mean + math.sqrt(variance) * rng.normal(x.shape) if s > 0 else mean
     for sampler, options in ((ddpm, {}), (ddim, {"eta": 1.0})):
-        got = sampler(denoise, path, noise(20), times, BatchRng(0, "ancestral", 0, total=20), **options)
+        got = sampler(denoise, path, noise(20), times, BatchRng(0, "ancestral", 0), **options)
         torch.testing.assert_close(got, x, rtol=1e-6, atol=1e-6)
 
 
@@ -109,7 +109,7 @@ def test_samples_have_the_mixtures_weights_means_and_width(sampler: str, path: P
     """Weights and means are within 0.04, the width within 10 %; stochastic samplers need more steps."""
     rows = 3000 if SAMPLERS[sampler].evaluations else 1000
     steps = 250 if SAMPLERS[sampler].stochastic else 60
-    rng = BatchRng(1, "sample", 0, total=rows)
+    rng = BatchRng(1, "sample", 0)
     times = spaced_times(path, steps, SAMPLERS[sampler].spacing)
     x = SAMPLERS[sampler].run(TWO.denoiser(path), path, path.sigma(times[0]) * noise(rows, seed=2), times, rng)
     which = torch.cdist(x, TWO.means).argmin(1)
@@ -131,7 +131,7 @@ def test_evaluations_are_the_calls(sampler: str, steps: int, path: Path) -> None
         asked.append(float(t.min()) if isinstance(t, torch.Tensor) else t)
         return TWO.denoise_at(x, along(path.alpha, t, x), along(path.sigma, t, x))
 
-    rng = BatchRng(0, "sample", 0, total=4)
+    rng = BatchRng(0, "sample", 0)
     for spacing in ("uniform", "karras", "logsnr"):
         asked.clear()
         x = chosen.run(denoise, path, noise(4), spaced_times(path, steps, spacing), rng)

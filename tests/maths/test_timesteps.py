@@ -12,7 +12,7 @@ ROWS = 20_000
 
 
 def draws(density: timesteps.Density, **options: float) -> torch.Tensor:
-    return timesteps.draw(density, ROWS, BatchRng(0, "test", 0, total=ROWS), **options)
+    return timesteps.draw(density, ROWS, BatchRng(0, "test", 0), **options)
 
 
 def test_times_are_inside_the_open_interval() -> None:

@@ -37,6 +37,7 @@ class Seen:
     Attributes:
         syncs: the process waited for the device: item, float, bool, tolist, nonzero, a copy to the host ...
         copies: from the host to the device without `non_blocking`, for which the process waits, too.
+        sent: the same with `non_blocking`: nothing waits, but each is work of the host.
         draws: from the device's global generator, which no seed of genflow sets.
         collectives: names of the process group's operations.
     """
@@ -44,6 +45,7 @@ class Seen:
     def __init__(self) -> None:
         self.syncs: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
+        self.sent: Counter[str] = Counter()
         self.draws: Counter[str] = Counter()
         self.collectives: Counter[str] = Counter()
 
@@ -97,6 +99,11 @@ class Mode(TorchDispatchMode):
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(op, args, kwargs or {})
+
+
+def synchronize(*_: Any) -> None:
+    """In place of `torch.cuda.synchronize`."""
+    seen.syncs[f"{line()} synchronize"] += 1
 
 
 def line() -> str:
@@ -175,11 +182,11 @@ def _note(op: Any, name: str, args: Any, kwargs: Any, inside: list[Cuda], on_dev
     by_mask = op in INDEXING and any(
         isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in args[1]
     )
-    if inside and (op in SYNCHRONIZING or by_mask or (copies and source_inside and not on_device)):
-        seen.syncs[f"{line()} {name.removeprefix('aten.').removesuffix('.default')}"] += 1
     blocking = not (kwargs.get("non_blocking") or (op is aten.copy_.default and len(args) > 2 and args[2]))
-    if copies and on_device and not source_inside and blocking:
-        seen.copies[line()] += 1
+    if inside and (op in SYNCHRONIZING or by_mask or (copies and source_inside and not on_device and blocking)):
+        seen.syncs[f"{line()} {name.removeprefix('aten.').removesuffix('.default')}"] += 1
+    if copies and on_device and not source_inside:
+        (seen.copies if blocking else seen.sent)[line()] += 1
 
 
 def _collective(op: Any, args: tuple[Any, ...], leaves: list[Any]) -> Any:

@@ -23,7 +23,7 @@ from genflow.sampling.engine import Engine
 from genflow.serving.engine_process import Batch as ServedBatch
 from genflow.serving.engine_process import _draw
 from genflow.storage.store import Artifact, Store
-from genflow.training import loop
+from genflow.training import checkpoint, loop, sharded_checkpoint
 from genflow.training.session import Session
 from genflow.training.workers import Workers
 from pretended_cuda import device
@@ -123,6 +123,24 @@ def ranks() -> list[str]:
     return problems.found or ([] if calls else ["no worker was asked"])
 
 
+def checkpoints() -> list[str]:
+    """A checkpoint of whole tensors and one of shards wait for the device once, however many tensors they have."""
+    missed = []
+    with pretended() as seen:
+        own = family("flow_matching", GREY).to("cuda:0")
+        average = {name: p.detach() for name, p in own.named_parameters()}
+        ways: dict[str, Callable[[], Any]] = {
+            "gather": lambda: checkpoint.gather(own, average, {}),
+            "to_cpu": lambda: sharded_checkpoint.to_cpu(own.state_dict(), replicas=True),
+        }
+        for name, use in ways.items():
+            before = seen.syncs.total()
+            use()
+            if seen.syncs.total() != before + 1:
+                missed.append(f"{name} waits {seen.syncs.total() - before} times: {dict(seen.syncs)}")
+    return missed
+
+
 def latents() -> list[str]:
     """A run on latents: the engine decodes them, and reflow and encoding write what they write on the CPU."""
     problems = Problems()
@@ -220,5 +238,5 @@ def run(name: str) -> Any:
 
 
 PARTS: dict[str, Callable[[], list[str]]] = {
-    each.__name__: each for each in (refusals, autoguidance, ranks, latents, evaluation, serving)
+    each.__name__: each for each in (refusals, autoguidance, ranks, checkpoints, latents, evaluation, serving)
 }

@@ -32,12 +32,13 @@ def pretended(*, multiplies_bfloat16: bool = True, has_float64: bool | None = No
 
     answers: dict[str, Any] = {
         "_lazy_init": None, "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0,
-        "synchronize": None, "reset_peak_memory_stats": None, "max_memory_allocated": 0,
+        "reset_peak_memory_stats": None, "max_memory_allocated": 0,
         "is_current_stream_capturing": False, "is_bf16_supported": multiplies_bfloat16, "set_device": None,
         "get_device_name": "a pretended device",
     }  # fmt: skip
     for name, value in answers.items():
         put(torch.cuda, name, lambda *_, value=value, **__: value)
+    put(torch.cuda, "synchronize", device.synchronize)
     put(device, "has_float64", has_float64)
     if not has_float64:
         put(wide, "has_float64", lambda device: False)

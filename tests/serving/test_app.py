@@ -14,6 +14,7 @@ from support import served
 
 from genflow.data import preview
 from genflow.data.shards import Dataset
+from genflow.recipe.schema import Recipe
 from genflow.sampling.engine import Engine, labels_for
 from genflow.serving.middleware import Limits, new_key
 from genflow.serving.model_list import ServedModel
@@ -116,6 +117,14 @@ def test_openai_format(http: TestClient) -> None:
     assert [picture["b64_json"] for picture in answer["data"]] == same["images"]
     refused = http.post("/v1/images/generations", json={"size": "512x512"})
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "size")
+
+
+def test_a_generation_does_not_describe_every_model_again(http: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The description of a model is made once, for its recipe and schema never change."""
+    described = http.get("/v1/models").json()
+    monkeypatch.setattr(Recipe, "model_dump", lambda *_, **__: pytest.fail("described again"))
+    assert http.post("/v1/images/generations", json={"prompt": "3", "n": 1}).status_code == 200
+    assert http.get("/v1/models").json() == described
 
 
 def test_models_are_described(http: TestClient) -> None:

@@ -248,7 +248,7 @@ def test_an_unreachable_tolerance_is_one_line(http: Any, monkeypatch: pytest.Mon
 
     def draw(*_: Any) -> None:  # here, because the patch does not reach the process that draws
         x, times = torch.ones(1, 1, 2, 1), [1.0, 0.5, 0.0]
-        samplers.rk45(lambda x, t: 0.5 * x, StraightPath(), x, times, BatchRng(0, "", 0, total=1), tolerance=1e-7)
+        samplers.rk45(lambda x, t: 0.5 * x, StraightPath(), x, times, BatchRng(0, "", 0), tolerance=1e-7)
 
     monkeypatch.setattr(http.service.engine_process, "draw", draw)
     answer = http.post("/v1/models/flow/samples", json={"sampler": "rk45", "tolerance": 1e-7})

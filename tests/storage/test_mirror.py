@@ -7,9 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.bucket import Server, machine
+from support.shards import in_shards
 
+from genflow.data import shards
+from genflow.data.shards import Dataset
 from genflow.errors import DataError, SetupError, UsageError
 from genflow.storage import lock, mirror, names
 from genflow.storage.store import Artifact, Store
@@ -153,6 +157,20 @@ def test_an_artifact_is_deleted_on_every_machine(machines: Any) -> None:
     assert make(machines("a"), text="again").file("inner/a.txt").read_text(encoding="utf-8") == "again"
 
 
+def test_a_shard_of_large_data_is_downloaded_when_it_is_first_read(
+    machines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine opens the dataset with its index alone."""
+    in_shards(machines("a"))
+    monkeypatch.setattr(shards, "HASHED_AT_OPEN", 0)
+    artifact = machines("b").find("datasets", "rows")
+    split = Dataset.open(artifact).splits["train"]
+    assert list((artifact.here / "train").glob("*.arrow")) == []
+    assert split.take(np.array([7, 5])).ravel()[::4].tolist() == [7, 5]
+    assert [file.name for file in (artifact.here / "train").glob("*.arrow")] == ["data-00001-of-00004.arrow"]
+    assert len(list((machines("b").find("datasets", "rows").path / "train").glob("*.arrow"))) == 4
+
+
 def write_step(folder: Path, content: str) -> None:
     (folder / "state.json").write_text(content, encoding="utf-8")
 
@@ -170,6 +188,29 @@ def test_another_machine_resumes_from_the_newest_checkpoint(machines: Any) -> No
     assert newest.name == "step_00000003"
     assert (newest / "state.json").read_text(encoding="utf-8") == "3"
     assert b.mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003", "step_00000004"]
+
+
+def test_a_checkpoint_of_two_machines_exists_when_both_have_uploaded_their_shards(machines: Any) -> None:
+    """It replaces one of the same step; another machine then finds the files of both, and old ones are deleted."""
+    first, second = (Checkpoints(machines(name).folder("runs", "r-1") / "checkpoints") for name in "ab")
+    for step in (1, 2, 3):
+        first.save(step, lambda folder, step=step: write_step(folder, str(step)))
+    other = Checkpoints(machines("c").folder("runs", "r-1") / "checkpoints")
+    attempt, files = first.begin(3), {}
+    for worker, checkpoints in {"a": first, "b": second}.items():
+        assert other.newest() == other.folder / "step_00000002"
+        (checkpoints.folder_of(attempt) / f"shard-{worker}").write_text(worker, encoding="utf-8")
+        files |= checkpoints.add(attempt, [f"shard-{worker}"])
+    assert other.newest() == other.folder / "step_00000002"
+    first.commit(attempt, files)
+    second.abandon(attempt)
+    assert (newest := other.newest()) == other.folder / "step_00000003"
+    assert {file.name for file in newest.iterdir()} == {"manifest.json", "shard-a", "shard-b"}
+    assert machines("a").mirror.names("runs/r-1/checkpoints") == ["step_00000002", "step_00000003"]
+    assert [path for each in (first, second) for path in each.folder.glob("*.tmp-*")] == []
+    other.save(3, lambda folder: write_step(folder, "whole"))
+    whole = machines("c").mirror.bucket.list("runs/r-1/checkpoints/step_00000003")
+    assert set(whole) == {"manifest.json", "state.json"}
 
 
 def test_a_corrupt_local_checkpoint_is_downloaded_again(machines: Any) -> None:

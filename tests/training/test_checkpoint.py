@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,47 @@ def test_a_save_that_is_killed_at_any_moment_loses_nothing(
         assert all(".tmp-" not in path.name for path in kept.folder.iterdir())
         begin()
     assert seen == {"3", "again"}
+
+
+def test_a_commit_of_two_workers_that_is_killed_at_any_moment_loses_nothing(tmp_path: Path) -> None:
+    """Two workers have added their files; the first is killed while it commits them over the same step."""
+    kept = Checkpoints(tmp_path / "checkpoints", keep=2)
+
+    def begin() -> tuple[str, dict[str, Any]]:
+        shutil.rmtree(kept.folder, ignore_errors=True)
+        for step in (1, 2, 3):
+            Checkpoints(kept.folder, keep=9).save(step, write(str(step)))
+        attempt = kept.begin(3)
+        write("again")(kept.folder_of(attempt))
+        (kept.folder_of(attempt) / "other").touch()
+        return attempt, kept.add(attempt, ["state.json"]) | kept.add(attempt, ["other"])
+
+    begun = [begin()]
+    seen = set()
+    for _ in crashes(lambda: kept.commit(*begun[-1])):
+        kept.tidy()
+        newest = kept.newest()
+        assert newest is not None
+        assert newest.name == "step_00000003"
+        seen.add(tuple(sorted(file.name for file in newest.iterdir())))
+        assert kept.folder / "step_00000002" in kept.steps()
+        begun.append(begin())
+    assert seen == {("manifest.json", "state.json"), ("manifest.json", "other", "state.json")}
+
+
+def test_a_file_of_another_worker_that_is_not_visible_ends_the_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on nodes that mount two different disks."""
+    monkeypatch.setattr(checkpoint, "LOOKS", 1)
+    kept = Checkpoints(tmp_path)
+    attempt = kept.begin(1)
+    write()(kept.folder_of(attempt))
+    files = kept.add(attempt, ["state.json"])
+    with pytest.raises(DataError, match="other, which another worker wrote, is not there"):
+        kept.commit(attempt, {**files, "other": {"size": 1, "sha256": ""}})
+    kept.abandon(attempt)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_half_deleted_checkpoint_of_an_older_version_is_deleted(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_dropout_draws_the_same_again() -> None:
         if again:
             activations.checkpoint_layers(made.net)  # type: ignore[arg-type]
         torch.manual_seed(1)
-        made.loss("net", batch(facts), BatchRng(0, "loss", 0, total=8))[0].backward()
+        made.loss("net", batch(facts), BatchRng(0, "loss", 0))[0].backward()
         grads.append([p.grad for p in made.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
@@ -111,10 +111,10 @@ def test_a_part_has_the_draws_of_its_rows() -> None:
     """On every device that a family asks for, and in the order of its calls; captions and noise are cut, too."""
     facts = FACTS["captioned"]
     given = batch(facts, 0, ROWS)
-    whole = BatchRng(0, "loss", 5, total=ROWS)
+    whole = BatchRng(0, "loss", 5)
     expected = [whole.normal((ROWS, 3)), whole.on("cpu").uniform((ROWS,)), whole.normal((ROWS, 2))]
     seen = []
-    for part, rng, _ in micro_batches(given, BatchRng(0, "loss", 5, total=ROWS), 3):
+    for part, rng, _ in micro_batches(given, BatchRng(0, "loss", 5), 3):
         rows = len(part)
         assert part.label.tokens.shape == (rows, TEXT.length, TEXT.tokens)  # type: ignore[union-attr]
         seen.append([rng.normal((rows, 3)), rng.on("cpu").uniform((rows,)), rng.normal((rows, 2))])

@@ -55,8 +55,10 @@ def test_training_losses_stand_in_for_held_out_ones() -> None:
     assert verdict.of_history(history([3, 2])) is None
 
 
-def meta(passes: float | None, falling: bool | None = True, cpu: float = 60.0, **more: Any) -> dict[str, Any]:
-    trend = {"loss": "held-out", "before": 2.0, "after": 1.0, "stderr": 0.1, "falling": falling}
+def meta(
+    passes: float | None, falling: bool | None = True, cpu: float = 60.0, before: float = 1.05, **more: Any
+) -> dict[str, Any]:
+    trend = {"loss": "held-out", "before": before, "after": 1.0, "stderr": 0.1, "falling": falling}
     return {"passes": passes, "trend": trend, "cpu_seconds": cpu, **more}
 
 
@@ -70,6 +72,9 @@ def test_the_first_sentences_of_a_comparison() -> None:
     assert barely.startswith("Barely trained: a (0.8 passes), c (1.2 passes); fewer than 5 passes over the data")
     (every,) = verdict.cautions({"a": meta(1), "b": meta(2)})
     assert every.startswith("All models are barely trained: a (1 pass), b (2 passes)")
+    (steep,) = verdict.cautions({"a": meta(6, before=1.25), "b": meta(40)})  # of few rows, a few steps are many passes
+    assert steep == "Barely trained: a (6 passes, its held-out loss fell by 20% in the last quarter)."
+    assert verdict.cautions({"a": meta(6, falling=None, before=1.25)}) == []
 
 
 def test_few_passes_are_said_with_what_gives_more() -> None:

@@ -171,7 +171,7 @@ def load_features(store: Store, data: Dataset, spec: str, emit: Emit) -> Feature
     about = json.loads(artifact.file(DOCUMENT).read_text(encoding="utf-8"))
     vectors = {name: v.astype(np.float64) for name, v in load_file(artifact.file(VECTORS)).items()}
     embed = _embedder(artifact.path, data.facts, about, spec)
-    labels = data.splits["train"].labels[real.floor]
+    labels = data.splits["train"].labels_of(real.floor)
     return FeatureReference(artifact, real, vectors["reference"], vectors["floor"], labels, embed, about)
 
 
@@ -245,12 +245,12 @@ def _train(folder: Path, data: Dataset, real: DataSplits, emit: Emit) -> dict[st
         what = "training the feature extractor"
         emit("progress", stage="features", dataset=data.artifact.id, step=step, steps=steps, what=what)
 
-    net = classifier.train(display, split.labels[real.training], task, facts.shape, progress=progress)
+    net = classifier.train(display, split.labels_of(real.training), task, facts.shape, progress=progress)
     made = Multiscale(net, facts.shape).eval()
     made.fit(display(np.arange(min(FIT_ROWS, len(real.training)))))
     save_weights(made.state_dict(), folder / WEIGHTS)
     held_out = data.splits[real.split]
-    pictures, labels = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    pictures, labels = to_display(held_out.take(real.reference), facts), held_out.labels_of(real.reference)
     name = f"{data.artifact.name}-scales" if task.kind == "labels" else "rotation-scales"
     return {
         "name": f"{name}@{_hash(folder / WEIGHTS)[:8]}",

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genflow.evaluation.features.classifier import EMBED_BATCH, FEATURES, WIDTH, Classifier, to_input
+from genflow.evaluation.features.classifier import EMBED_BATCH, FEATURES, WIDTHS, Classifier, to_input
 
 DIRECTIONS = 8  # of each part but the hidden layer
 HIDDEN_VARIANCE = 32.0  # total, of the hidden layer
@@ -49,7 +49,7 @@ class Multiscale(nn.Module):
         C, H, W = shape
         self.net, self.block = net, min(BLOCK, H, W)
         self.register_buffer("hidden_scale", torch.ones(()))
-        widths = (2 * WIDTH, 4 * WIDTH, 4 * WIDTH, C * self.block**2)
+        widths = (*(2 * width for width in WIDTHS), C * self.block**2)
         self.projections = nn.ModuleList(nn.Linear(width, DIRECTIONS) for width in widths)
         self.register_buffer("waves", _waves(self.block), persistent=False)
 

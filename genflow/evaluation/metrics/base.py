@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # the command line reads the declarations without importing t
     from genflow.storage.store import Store
 
 Row = Mapping[str, Any]  # a `genflow.evaluate/1` document
-NONE = "—"
 ALL = 10**9  # value of `records`: those of every sample
 
 

@@ -50,12 +50,12 @@ def classification(
 
     facts, real = data.facts, extractor.real
     held_out, train = data.splits[real.split], data.splits["train"]
-    held_out_pictures, truth = to_display(held_out.take(real.reference), facts), held_out.labels[real.reference]
+    held_out_pictures, truth = to_display(held_out.take(real.reference), facts), held_out.labels_of(real.reference)
     rows = real.floor[: len(records)]
     found = _correct(to_display(records, facts), labels, held_out_pictures, truth, data)
     key = (data.artifact.id, extractor.artifact.id, len(rows))
     if key not in _floors:
-        hits = _correct(to_display(train.take(rows), facts), train.labels[rows], held_out_pictures, truth, data)
+        hits = _correct(to_display(train.take(rows), facts), train.labels_of(rows), held_out_pictures, truth, data)
         _floors[key] = float(hits.mean())
     return Reading(proportion(found), len(found), "pixels", _floors[key])
 

@@ -21,7 +21,8 @@ import math
 import numpy as np
 
 from genflow.evaluation.interval import Interval, half_sampled, halves
-from genflow.evaluation.metrics.base import NONE, Column, Features, Metric, Number, Reading, Row, number
+from genflow.evaluation.metrics.base import Column, Features, Metric, Number, Reading, Row, number
+from genflow.system.streams import NONE
 
 
 class Gaussian:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from genflow.evaluation.interval import Z
-from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number
+from genflow.evaluation.metrics.base import Column, Metric, Model, Number
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:
     from genflow.data.shards import Dataset
@@ -65,7 +66,7 @@ def likelihood(
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         rng = SampleRng([key(seed, "likelihood", int(row)) for row in part], "likelihood", engine.device)
-        label = engine.condition(split.labels[part], captions_of(split, part) if engine.prompts else None)
+        label = engine.condition(split.labels_of(part), captions_of(split, part) if engine.prompts else None)
         found = engine.family.log_likelihood(engine.to_x(split.take(part)), label, rng)
         if found is None:
             return None
@@ -106,8 +107,8 @@ def baselines(data: "Dataset", real: "DataSplits") -> dict[str, float]:
             return {}
         label_term = 0.0  # the families are conditional: log p(x | y) = log p(x) - log p(y) if x determines y
         if facts.classes:
-            share = np.bincount(split.labels, minlength=facts.classes) / len(split)
-            label_term = float(np.log(share[split.labels[real.reference]]).mean())
+            share = split.label_counts() / len(split)
+            label_term = float(np.log(share[split.labels_of(real.reference)]).mean())
         return {"truth": label_term - float(truth[real.reference].mean())}
     found = {"levels": math.log2(facts.levels)}
     if facts.dims * facts.levels <= CELLS:

@@ -26,7 +26,8 @@ import numpy as np
 
 from genflow.evaluation.features import ASKED
 from genflow.evaluation.interval import proportion
-from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Reading, Row, Samples, with_interval
+from genflow.evaluation.metrics.base import Column, Metric, Model, Number, Reading, Row, Samples, with_interval
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:
     from genflow.data.shards import Split

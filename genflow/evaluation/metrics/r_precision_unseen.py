@@ -28,7 +28,7 @@ def measure(inputs: Model) -> dict[str, Reading]:
     if inputs.engine.prompts is None or not len(rows) or (judge := judge_of(inputs)) is None:
         return {}
     drawn = samples.draw(
-        inputs.engine, samples.seeds(seed, len(rows), "unseen captions"), split.labels[rows],
+        inputs.engine, samples.seeds(seed, len(rows), "unseen captions"), split.labels_of(rows),
         lambda k: inputs.progress(k, "drawing samples of unseen captions"), captions_of(split, rows),
     )  # fmt: skip
     found = readings(judge, drawn.records, split, rows, seed, "r_precision_unseen")

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from genflow.evaluation.interval import mean
-from genflow.evaluation.metrics.base import NONE, Column, Metric, Model, Number, Row, number
+from genflow.evaluation.metrics.base import Column, Metric, Model, Number, Row, number
 from genflow.evaluation.metrics.frechet import Gaussian, frechet
 from genflow.evaluation.results import MetricValue
+from genflow.system.streams import NONE
 
 if TYPE_CHECKING:
     from torch import Tensor

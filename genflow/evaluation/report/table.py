@@ -5,10 +5,12 @@ from typing import Any
 
 from genflow.errors import UsageError, similar
 from genflow.evaluation import metrics
-from genflow.evaluation.metrics.base import NONE, Column, Row, number
-from genflow.evaluation.results import headlines
+from genflow.evaluation.metrics.base import Column, Row, number
+from genflow.evaluation.results import documents, headlines
 from genflow.storage.store import Artifact, Store
+from genflow.system.streams import NONE
 
+MAX_NAMED = 3  # runs that a line names
 HOPELESS = 0.5  # share of real data's variety, below which fidelity says nothing
 
 
@@ -94,11 +96,15 @@ def _value(row: Row, metric: str) -> float | None:
     return ((declared.get(row) if declared else row["metrics"].get(metric)) or {}).get("value")
 
 
-def best_run(store: Store, metric: str) -> Artifact:
+def best_run(store: Store, metric: str) -> tuple[Artifact, str]:
     """The best of the measured runs in a store, by the evaluation of each that holds its figures (`results.headlines`).
 
     Only runs with the same data and features as the newest evaluation are considered, and an autoencoder only for the
-    metrics of its reconstructions, because it draws no samples.
+    metrics of its reconstructions, because it draws no samples. A metric of samples depends on their number, so runs
+    are ranked on the number that most of them were measured on.
+
+    Returns:
+        The run, and a line that names the runs that were not measured on this number; empty if there is none.
 
     Raises:
         UsageError: no run was measured, or there is no such metric.
@@ -111,7 +117,42 @@ def best_run(store: Store, metric: str) -> Artifact:
     comparable = [row for row in found if _measured_by(row) == _measured_by(found[-1])]
     if not comparable:
         raise UsageError(f"best:{metric}: no run was measured yet", "genflow evaluate RUN")
-    return store.find("runs", best(comparable, metric))
+    ranked = _equally_measured(store, comparable, metric)
+    left_out = {row["run"]: row["samples"] for row in comparable} if len(ranked) < len(comparable) else {}
+    left_out = {run: n for run, n in left_out.items() if run not in {row["run"] for row in ranked}}
+    remark = left_out and (
+        f"note: best:{metric} ranks the {len(ranked)} run{'s' * (len(ranked) != 1)} that were measured on "
+        f"{ranked[0]['samples']:,} samples, not {_listed(left_out)}; genflow compare RUN... measures runs alike"
+    )
+    return store.find("runs", best(ranked, metric)), remark or ""
+
+
+def _listed(runs: Mapping[str, int]) -> str:
+    """Some runs and the numbers of samples that they were measured on, as text."""
+    shown = [f"{run} ({n:,})" for run, n in list(runs.items())[:MAX_NAMED]]
+    more = [f"{len(runs) - MAX_NAMED} more"] if len(runs) > MAX_NAMED else []
+    return " and ".join([", ".join(shown), *more])
+
+
+def _equally_measured(store: Store, found: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """The evaluations on the number of samples that most runs were measured on; of several, on the largest.
+
+    All of `found`, if they have the same number or the metric depends on none.
+    """
+    declared = metrics.numbers().get(metric)
+    of_samples = declared is None or not declared.path
+    if metric == "ms" or not of_samples or len({row["samples"] for row in found}) == 1:
+        return found
+    names, sampled = {row["run"] for row in found}, {row["run"]: row.get("sample") for row in found}
+    by_number: dict[int, dict[str, dict[str, Any]]] = {}
+    for _, row in documents(store):
+        alike = row["run"] in names and row.get("sample") == sampled[row["run"]]
+        if alike and _measured_by(row) == _measured_by(found[-1]) and _value(row, metric) is not None:
+            by_number.setdefault(row["samples"], {})[row["run"]] = row  # the newest
+    if not by_number:
+        return found
+    most = max(by_number, key=lambda number: (len(by_number[number]), number))
+    return list(by_number[most].values())
 
 
 def _measured_by(row: dict[str, Any]) -> tuple[str, str]:

@@ -6,7 +6,6 @@ It runs inside Ray Train or, if it is the only worker, in the job's process, whi
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +22,7 @@ from genflow.sampling.held_out import held_out
 from genflow.storage.store import Store
 from genflow.system import devices, events
 from genflow.tracking.journal import Journal, journal_path
-from genflow.training import loop
+from genflow.training import compilation, loop
 from genflow.training.checkpoint import Checkpoints
 from genflow.training.moments import GROUPS
 from genflow.training.session import Session
@@ -62,7 +61,11 @@ def work(settings: dict[str, Any]) -> None:
     batches = Stream(rows, batch, seed, rank, world, device, flip=flip, texts=texts)
     next_batches = ahead(batches, device)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
-    checkpoints = Checkpoints(folder / "checkpoints")
+    # The journal first: a resumed run does not log earlier steps again.
+    checkpoints = Checkpoints(folder / "checkpoints", before=journal.sync_with_bucket if journal else _ignore)
+    sharded = recipe.cluster.strategy == "fsdp"
+    if sharded and world > 1:
+        checkpoints.abandon()  # what killed workers left in this machine's mirror
     autoencoder = runs.autoencoder_of(folder, data.facts)
     validation = _validation(store, recipe, data, family, device, autoencoder)
     display = None
@@ -78,28 +81,26 @@ def work(settings: dict[str, Any]) -> None:
             display.forget_after(newest)
         return newest
 
-    def save(step: int, write: Callable[[Path], None]) -> None:
-        assert journal is not None
-        journal.sync_with_bucket()  # before the checkpoint: a resumed run does not log earlier steps again
-        checkpoints.save(step, write)
-
     on_end = display.end if display else _ignore
     with StopOnSignal(settings["alone"]) as stop:
         session = Session(
             rank=rank, world=world, device=device, threads=recipe.train.threads or 1,
-            sharded=recipe.cluster.strategy == "fsdp", load=load, open=checkpoints.open,
-            save=save, watch=group.gauges(recipe) if group else _ignore, barrier=group.report if group else _ignore,
+            sharded=sharded, load=load, open=checkpoints.open, save=checkpoints.save, shards=checkpoints,
+            watch=group.gauges(recipe) if group else _ignore, barrier=group.report if group else _ignore,
             should_stop=group.should_stop() if group else stop, held_out=validation,
             note=lambda text: events.emit("note", message=text),
             **(display.callbacks() if display else {"draw": _ignore}),
         )  # fmt: skip
         try:
-            fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
+            with compilation.cache_of(settings["run"]):
+                fitted = loop.fit(family, next_batches or batches, session, recipe.train, on_end, full_batches)
         finally:
             if next_batches:
                 next_batches.close()
             if journal:
                 journal.close()
+    if fitted.done:
+        compilation.forget(settings["run"])
     if rank == 0 and not fitted.done and not settings["alone"]:
         events.emit("note", message=f"saved at step {fitted.step}")
     if stop.signum and not fitted.done:

@@ -20,15 +20,18 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 
 from genflow.errors import ClusterError, GenflowError, ResourceError, is_out_of_memory
+from genflow.evaluation.metrics.base import duration
 from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.system import events
 from genflow.training.workers import WorkerError
 from jobs.runtime import resources
+from jobs.runtime.train import waiting
 from jobs.runtime.train.stop_signal import StopFlag, fit
 from jobs.runtime.train.worker import work
 
 START_TIMEOUT, START_S = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 1800  # a spot GPU node takes up to 20 minutes
+START_TRIES = 6  # of Ray Train's controller
 ANSWER_S = 45  # a worker waits so long for the gradients of another one
 COMPILING_S = 900  # and so long with torch.compile, for which some workers take longer than others
 LOG_DRAIN_S = 1.0  # time for the node's log monitor to forward the last output of the workers
@@ -53,10 +56,11 @@ def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool, gpus
     name = f"{settings['run']}-{time.time_ns():x}"  # a new name every time: Ray does not resume
     store = Store(settings["store"])
     # mypy uses the signatures of Ray Train V1
-    failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=5)  # type: ignore[call-arg]
+    failures = FailureConfig(max_failures=cluster.retries, controller_failure_limit=START_TRIES - 1)  # type: ignore[call-arg]
     stop_flag = StopFlag.remote()  # type: ignore[attr-defined]
-    if os.environ.get("GENFLOW_CLUSTER"):  # its nodes start when they are needed; the controller tries six times
-        os.environ[START_TIMEOUT] = str(START_S // 6)
+    if os.environ.get("GENFLOW_CLUSTER"):  # its nodes start when they are needed
+        os.environ[START_TIMEOUT] = str(START_S // START_TRIES)
+    limit_s = START_TRIES * float(os.environ.get(START_TIMEOUT, 60))
     trainer = Trainer(
         work,
         train_loop_config={**settings, "stop_flag": stop_flag, "gpus": gpus},
@@ -76,9 +80,10 @@ def run_on_ray(settings: dict[str, Any], cluster: Cluster, *, spread: bool, gpus
         ),
     )
     try:
-        fit(trainer.fit, stop_flag, lambda text: events.emit("note", message=text))
+        with waiting.announced(cluster, gpus, limit_s):
+            fit(trainer.fit, stop_flag, lambda text: events.emit("note", message=text))
     except Exception as error:
-        raise explain(error, cluster, gpus) from error
+        raise explain(error, cluster, gpus, limit_s) from error
     finally:
         time.sleep(LOG_DRAIN_S)
         resources.delete_storage(store, name)
@@ -203,7 +208,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         waiting += [part for part in inner if isinstance(part, BaseException)]
 
 
-def explain(error: BaseException, cluster: Cluster, gpus: float = 0) -> GenflowError:
+def explain(error: BaseException, cluster: Cluster, gpus: float = 0, limit_s: float = START_S) -> GenflowError:
     """Convert the error of a run to one line: the user's error, a lack of memory or resources, or the last cause."""
     chain = list(causes(error))
     for cause in chain:
@@ -212,8 +217,8 @@ def explain(error: BaseException, cluster: Cluster, gpus: float = 0) -> GenflowE
     if any(is_out_of_memory(cause) for cause in chain):
         return ResourceError("a worker ran out of memory", "try a smaller --set train.batch, or more --workers")
     if any(type(cause).__name__ == "WorkerGroupStartupTimeoutError" for cause in chain):
-        asked = f"{cluster.workers} workers with {cluster.cpus:g} CPU and {gpus:g} GPU each"
-        return ResourceError(f"the cluster has no room for {asked}", "wait for other jobs, or use fewer --workers")
+        why = f"after {duration(limit_s)} the cluster has no room for {waiting.asked(cluster, gpus)}"
+        return ResourceError(why, "wait for other jobs or more nodes, or use fewer --workers; the run then resumes")
     if fault := next((cause for cause in chain if isinstance(cause, WorkerError)), None):
         return ClusterError(str(fault), "run the same command again: it resumes from the newest checkpoint")
     last = chain[-1]

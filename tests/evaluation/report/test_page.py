@@ -1,6 +1,8 @@
 """The report: a self-contained file with every run; its sentences claim no more than the numbers support."""
 
+import contextlib
 import copy
+import json
 import re
 import shlex
 
@@ -265,8 +267,8 @@ def test_the_table_has_a_cell_a_column(measured):
 def test_the_best_run_is_found_by_metric(store, measured):
     """best:fd is the run with the smallest fd; an unknown metric is an error that suggests a similar name."""
     smallest = min(measured, key=lambda document: document["metrics"]["fd"]["value"])
-    assert table.best_run(store, "fd").id == smallest["run"]
-    assert table.best_run(store, "ms").id == min(measured, key=lambda d: d["speed"]["ms_batch_64"])["run"]
+    assert table.best_run(store, "fd")[0].id == smallest["run"]
+    assert table.best_run(store, "ms")[0].id == min(measured, key=lambda d: d["speed"]["ms_batch_64"])["run"]
     with pytest.raises(UsageError, match="did you mean recall"):
         table.best_run(store, "recal")
 
@@ -276,7 +278,33 @@ def test_the_best_run_is_one_of_the_comparable_runs(store, prepared, measured):
     data = prepared("ring8", samples=400, val=0.3)
     run = trained_run(store, data, "vae", steps=1)
     evaluate.evaluate(store, run, data.artifact, OPTIONS, lambda event, **fields: None)
-    assert table.best_run(store, "fd").id == run.id
+    assert table.best_run(store, "fd")[0].id == run.id
+
+
+def test_the_best_run_is_one_of_those_measured_on_the_same_number_of_samples(store):
+    """Fewer samples change fd, so the number that most runs have counts, and a line names the others."""
+
+    def write(name, fd, samples):
+        with contextlib.suppress(OSError), store.stage("runs", f"{name}-1", name=name) as staged:
+            staged.commit()
+        own = {"fingerprint": "f", "features": {"name": "f"}, "samples": samples, "sample": {}}
+        with store.stage("evaluations", f"{name}-{samples}", name=name) as staged:
+            text = json.dumps({**row(name, fd), **own, "evaluation": f"{name}-{samples}"})
+            (staged.path / "metrics.json").write_text(text, encoding="utf-8")
+            staged.commit()
+
+    write("a", 3.0, 1000)
+    write("b", 2.0, 1000)
+    assert table.best_run(store, "fd") == (store.find("runs", "b"), "")
+    write("c", 1.0, 5000)
+    found, remark = table.best_run(store, "fd")
+    assert found.name == "b"
+    assert "best:fd ranks the 2 runs that were measured on 1,000 samples, not c-1 (5,000)" in remark
+    assert table.best_run(store, "ms")[1] == ""  # a time does not depend on them
+    write("c", 4.0, 1000)  # its fd is that of 5,000 samples wherever it is shown, and this one is ranked
+    assert table.best_run(store, "fd") == (store.find("runs", "b"), "")
+    write("a", 0.5, 5000)
+    assert table.best_run(store, "fd")[0].name == "b"
 
 
 def test_marks_are_drawn_at_their_values():
