@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from genflow import families, nets
 from genflow.errors import UsageError
@@ -149,7 +150,25 @@ def outline_of(recipe: Recipe, facts: DataSpec) -> Family:
     Raises:
         UsageError: as `family_of`.
     """
-    return family_of(recipe, facts, "meta").to("meta")
+    with _Uninitialized():
+        return family_of(recipe, facts, "meta").to("meta")
+
+
+class _Uninitialized(TorchFunctionMode):
+    """Give tensors on the meta device no values, which they cannot hold.
+
+    torch would import its compiler for normal draws and for `logspace` on that device: more time than to import torch.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.normal_ or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        if func is torch.logspace:
+            return torch.empty(args[2], device="meta")
+        return func(*args, **kwargs)
 
 
 def family_of(recipe: Recipe, facts: DataSpec, device: str = "cpu") -> Family:

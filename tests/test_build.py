@@ -1,6 +1,8 @@
 """Recipes become objects in one module, and signatures are the only schema of their sections."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -189,3 +191,22 @@ def test_latents_have_a_transformer(shape: tuple[int, int, int], patch: int) -> 
     assert (net["kind"], net["depth"], net["width"]) == ("dit", 1, 192)
     assert net["patch"] == patch
     assert build.resolve(parse({"family": {"kind": "gan"}}), latents).net["kind"] == "fixup"
+
+
+def test_an_outline_needs_no_compiler() -> None:
+    """Checking a recipe before a training takes less time than to import torch's compiler, for every family and net."""
+    script = """
+import sys
+from genflow import build, families
+from genflow.recipe.schema import parse
+from genflow.specs import DataSpec
+facts = DataSpec((1, 16, 16), 256, tuple("0123456789"), {"train": 10})
+flow = build.resolve(parse({"family": {"kind": "flow_matching"}}), facts)
+for kind in families.kinds():
+    source = flow if families.family_class(kind).teacher == "required" else None
+    build.resolve(parse({"family": {"kind": kind}}), facts, source)
+for net in ("mlp", "dit", "unet"):
+    build.resolve(parse({"family": {"kind": "ddpm"}, "net": {"kind": net}}), facts)
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

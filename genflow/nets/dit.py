@@ -70,7 +70,7 @@ class DiT(nn.Module):
         self.grid = (ports.inputs[1] // patch, ports.inputs[2] // patch)
         self.condition = Condition(width, classes, ports.time, ports.second_time, ports.text)
         self.enter = nn.Linear(ports.inputs[0] * patch**2, width)
-        self.position = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], width))
+        self.position = nn.init.normal_(nn.Parameter(torch.empty(self.grid[0] * self.grid[1], width)), std=0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulate = zero_init(nn.Linear(width, 2 * width))

@@ -87,7 +87,7 @@ class Block(nn.Module):
         self.condition = condition
         self.enter = nn.Linear(D, width)
         self.start = nn.Parameter(torch.zeros(width))  # the input in the position before the first patch
-        self.position = nn.Parameter(0.02 * torch.randn(N, width))
+        self.position = nn.init.normal_(nn.Parameter(torch.empty(N, width)), std=0.02)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.leave = zero_init(nn.Linear(width, D * splines.parameter_count(bins)))
