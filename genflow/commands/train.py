@@ -96,9 +96,9 @@ def with_latents(store: "Store", recipe: "Recipe") -> "tuple[Recipe, Json | None
     recipe = decide_latents(store, recipe)
     if recipe.data.latents != "auto":
         return recipe, None
-    document = latents.pipeline(recipe)
-    if made := latents.made(document, store):
-        return on_latents(recipe, made), None
+    for document in (latents.pipeline(recipe, whole=True), latents.pipeline(recipe)):
+        if made := latents.made(document, store):
+            return on_latents(recipe, made), None
     latents.check(recipe, store)
     return recipe, document
 

@@ -3,6 +3,7 @@
 Each stage finds its artifact by its content address, so a second family on the same dataset trains no autoencoder.
 """
 
+import math
 from dataclasses import replace
 
 from genflow.data.shards import FACTS
@@ -17,16 +18,19 @@ from genflow.storage.store import Store
 from genflow.system.documents import Json
 
 STAGES = ("autoencoder", "latents")
+SHARE = 1 / 3  # of the last stage's minutes, for the autoencoder
+ENOUGH_MINUTES = 4.0  # for the steps of its preset, at the smallest size
 OWN_SECTIONS = ("name", "size", "net", "family", "train", "sample", "cluster")  # of the recipe, for the last stage
 
 
-def pipeline(recipe: Recipe) -> Json:
+def pipeline(recipe: Recipe, *, whole: bool = False) -> Json:
     """The document of the pipeline.
 
     Args:
         recipe: of the last stage; it names its dataset. The autoencoder has its preset's settings of the same size,
-            and the same cluster settings. `data.flip` becomes an option of encoding, because latents cannot be mirrored
-            like pictures.
+            and the same cluster settings. If the last stage trains for few minutes, it stops after a third as many.
+            `data.flip` becomes an option of encoding, because latents cannot be mirrored like pictures.
+        whole: the autoencoder trains to its preset's end in any case.
     """
     own = recipe.model_dump(mode="json", include=set(OWN_SECTIONS))
     last = {"job": "train", "data": recipe.data.name, "latents": "latents", **own}
@@ -35,7 +39,16 @@ def pipeline(recipe: Recipe) -> Json:
     if recipe.data.text:
         last["text"] = recipe.data.text
     made = stages(recipe.data.name, flip=recipe.data.flip, cluster=own["cluster"], size=recipe.size)
+    if limits := {} if whole else _limits(recipe):
+        made["autoencoder"]["train"] = limits
     return {"name": "latents", "stages": {**made, "train": last}}
+
+
+def _limits(recipe: Recipe) -> Json:
+    """The autoencoder's share of a short training."""
+    asked = {key: getattr(recipe.train, key) for key in ("minutes", "cpu_minutes")}
+    enough = ENOUGH_MINUTES if recipe.size == SMALLEST else math.inf
+    return {key: round(SHARE * value, 6) for key, value in asked.items() if value and SHARE * value < enough}
 
 
 def stages(

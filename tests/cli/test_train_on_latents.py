@@ -8,6 +8,8 @@ from support.commands import Command, in_this_process
 from support.latents import SMALL, dataset, encoded, pictures, task
 from support.trained_run import trained_run
 
+from genflow.pipeline import latents
+from genflow.recipe.compose import compose
 from genflow.storage.store import Store
 
 
@@ -43,6 +45,34 @@ def test_large_pictures_are_learned_as_latents(
     assert plan(genflow, family, "--data", data.artifact.name, *more) == jobs
     _, _, err = genflow("train", family, "--data", data.artifact.name, *more, "--dry-run")
     assert ("are learned as latents" in err) == (len(jobs) == 3 and not more)
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"),
+    [
+        (("--minutes", "3"), {"minutes": 1.0}),
+        (("--cpu-minutes", "6"), {"cpu_minutes": 2.0}),
+        (("--minutes", "30"), {}),
+        (("--steps", "9"), {}),
+    ],
+)
+def test_the_autoencoder_of_a_short_training_is_short(
+    genflow: Command, store: Store, tmp_path: Path, budget: tuple[str, str], limit: dict[str, float]
+) -> None:
+    """It has a third of the minutes, unless its preset's steps take less; its run is another one then."""
+    data = dataset(store, pictures(tmp_path / "colours", 20)).artifact.name
+    code, out, _ = genflow("train", "ddpm", "--data", data, "--latents", "auto", *budget, "--dry-run", "--json")
+    assert code == 0
+    document = latents.pipeline(compose("ddpm", {"data": {"name": data}, "train": {**_given(budget)}}))
+    assert document["stages"]["autoencoder"].get("train", {}) == limit
+    stages = {stage["stage"]: stage["artifact"] for stage in json.loads(out)["stages"]}
+    _, out, _ = genflow("train", "ddpm", "--data", data, "--latents", "auto", "--dry-run", "--json")
+    usual = {stage["stage"]: stage["artifact"] for stage in json.loads(out)["stages"]}
+    assert (stages["autoencoder"] == usual["autoencoder"]) == (not limit)
+
+
+def _given(budget: tuple[str, str]) -> dict[str, float]:
+    return {budget[0].strip("-").replace("-", "_"): int(budget[1])}
 
 
 @pytest.mark.parametrize(
