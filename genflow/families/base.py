@@ -193,7 +193,15 @@ class Family(nn.Module, ABC):
 
         Before it, `prepare(1.0)` is called, so that the values of all positions are comparable.
         """
-        return self.loss(self.players[0], batch, rng)[0]
+        rows = self.row_losses(batch, rng)
+        return self.loss(self.players[0], batch, rng)[0] if rows is None else rows.mean()
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor | None:
+        """The losses (B,) of which `validation_loss` is the mean; None if only their mean is known.
+
+        With them, one call measures many rows, and still gives the uncertainty of their mean.
+        """
+        return None
 
     @abstractmethod
     def sample(self, noise: Tensor, label: Label, rng: Rng) -> Samples:
