@@ -4,5 +4,6 @@
     steps     genflow's training loop as a contestant that makes a few steps at a time
     peers     the training loops of other libraries, with their best flags
     step      a training step of the same network, and of genflow's own nets
+    sampling  pictures by the engine and by diffusers' pipeline on the same weights
     page      what was measured as a page
 """

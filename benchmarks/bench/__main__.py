@@ -1,6 +1,6 @@
 """Compare genflow with other libraries, and write the page.
 
-    python -m benchmarks.bench [step ...] [--rounds N] [--out docs/benchmarks.md]
+    python -m benchmarks.bench [step | sampling ...] [--rounds N] [--out docs/benchmarks.md]
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from benchmarks.bench.page import Table, page
 from genflow.storage.files import write_atomically
 
-COMPARISONS = ("step",)
+COMPARISONS = ("step", "sampling")
 
 
 def main() -> None:

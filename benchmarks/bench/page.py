@@ -28,12 +28,18 @@ class Row:
         peer: the other one.
         ratio: of the peer's time to ours.
         scale: multiplies CPU seconds of a turn to the table's unit.
+        per_second: whether the unit is one of speed: `scale` divided by the CPU seconds.
     """
 
     ours: str
     peer: str
     ratio: Ratio
     scale: float
+    per_second: bool = False
+
+    def in_unit(self, seconds: float) -> str:
+        """CPU seconds of a turn in the table's unit."""
+        return f"{self.scale / seconds if self.per_second else self.scale * seconds:.1f}"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Table:
         unit: of both times.
         rows: the pairs.
         missing: peers that could not run, and why.
+        heads: of both columns.
     """
 
     title: str
@@ -53,6 +60,7 @@ class Table:
     unit: str
     rows: Sequence[Row]
     missing: Sequence[str] = field(default=())
+    heads: tuple[str, str] = ("genflow", "peer")
 
 
 def page(tables: Iterable[Table]) -> str:
@@ -70,13 +78,14 @@ def page(tables: Iterable[Table]) -> str:
 
 
 def _table(table: Table) -> str:
-    lines = [f"| genflow | peer | ratio | interval | genflow, {table.unit} | peer, {table.unit} |",
+    ours, peer = table.heads
+    lines = [f"| {ours} | {peer} | ratio | interval | {ours}, {table.unit} | {peer}, {table.unit} |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for row in table.rows:
         r = row.ratio
         lines.append(
             f"| {row.ours} | {row.peer} | **{r.value:.2f}** | {r.low:.2f} to {r.high:.2f} "
-            f"| {r.base * row.scale:.1f} | {r.seconds * row.scale:.1f} |"
+            f"| {row.in_unit(r.base)} | {row.in_unit(r.seconds)} |"
         )
     return "\n".join(lines) + "\n"
 

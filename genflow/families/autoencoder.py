@@ -141,6 +141,15 @@ class Autoencoder(Family):
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         if player == "discriminator":
             return self._discriminator_loss(batch.x, rng)
+        terms, numbers = self._losses(batch, rng)
+        return terms.mean(), numbers
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        self.prepare(-1.0)  # without the discriminator, which changes in training
+        return self._losses(batch, rng)[0]
+
+    def _losses(self, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each row (B,), and numbers to log."""
         x, (mean, log_variance) = batch.x, self._posterior(batch.x)
         back = self._reconstruct(self._drawn(mean, log_variance, rng))
         error, numbers = back - x, dict[str, Tensor]()
@@ -165,11 +174,7 @@ class Autoencoder(Family):
             numbers["kl"] = kl.mean()
             terms = terms + self.kl * kl
         numbers["psnr"] = psnr(back.detach(), x).mean()
-        return terms.mean(), numbers
-
-    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
-        self.prepare(-1.0)  # without the discriminator, which changes in training
-        return super().validation_loss(batch, rng)
+        return terms, numbers
 
     @property
     def _plays(self) -> bool:

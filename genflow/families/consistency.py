@@ -143,6 +143,14 @@ class Consistency(Family):
         return _denoise(self._view[0], net, y, u)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, apart = self._losses(batch, rng)
+        return losses.mean(), {"apart": (apart / self.facts.dims).mean()}
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        return self._losses(batch, rng)[0]
+
+    def _losses(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
+        """The loss and the squared distance of each row, (B,) each."""
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         times = rng.on("cpu")
@@ -160,7 +168,7 @@ class Consistency(Family):
         c = self.huber * math.sqrt(self.facts.dims)
         distance = (apart + c * c).sqrt() - c
         width = (u - r).to(x.device, non_blocking=True)
-        return (distance / width / math.sqrt(self.facts.dims)).mean(), {"apart": (apart / self.facts.dims).mean()}
+        return distance / width / math.sqrt(self.facts.dims), apart
 
     def next(self, u: Tensor) -> Tensor:
         """The next time r (B,) of the chain towards the data; 0 where it would be below `least`."""

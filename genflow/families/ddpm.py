@@ -107,6 +107,13 @@ class Ddpm(Gaussian):
         self.register_buffer("_sigmas", (1 - alpha_bar).sqrt().float(), persistent=False)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._errors(batch, rng).mean(), {}
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        return self._errors(batch, rng).mean((1, 2, 3))
+
+    def _errors(self, batch: Batch, rng: Rng) -> Tensor:
+        """The weighted squared errors of the net's answer, (B, C, H, W)."""
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         alphas, sigmas, net_time = self._levels(len(x), rng)
@@ -122,7 +129,7 @@ class Ddpm(Gaussian):
         if self.weight == "min_snr":
             snr = (alpha / (unit * sigma)).square()
             error = error * unit**2 * x0_sensitivity(self.predict, alpha, sigma).square() * snr.clamp(max=MIN_SNR)
-        return error.mean(), {}
+        return error
 
     def _levels(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """Draw training noise levels: alpha, sigma and the net's time input, each (rows,)."""

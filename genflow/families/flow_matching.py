@@ -66,6 +66,13 @@ class FlowMatching(Gaussian):
         self.ode_steps, self.probes = ode_steps, probes
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        return self._errors(batch, rng).mean(), {}
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        return self._errors(batch, rng).mean((1, 2, 3))
+
+    def _errors(self, batch: Batch, rng: Rng) -> Tensor:
+        """The squared errors of the velocity, (B, C, H, W)."""
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise  # with given noise this is reflow
         t = timesteps.draw(self.density, len(x), rng, mean=self.logit_mean, std=self.logit_std).to(x.device)
@@ -73,7 +80,7 @@ class FlowMatching(Gaussian):
             t = t.masked_fill((rng.uniform((len(x),)) < self.at_noise).to(x.device), 1.0)
         label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         u = self.net(torch.lerp(x, eps, over(t, x)), 1000 * t, label)
-        return (u.float() - (eps - x)).square().mean(), {}
+        return (u.float() - (eps - x)).square()
 
     def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)

@@ -92,6 +92,16 @@ class MeanFlow(Family):
         return self.net(x, 1000 * t, label, 1000 * r).float()
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
+        error, usable, correction = self._errors(batch, rng)
+        weight = (error.detach() + ERROR_FLOOR) ** -self.power
+        loss = (usable.to(error.dtype) * weight * error).mean()
+        return loss, {"error": error.detach().mean(), "correction": correction.mean()}
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        return self._errors(batch, rng)[0]  # the loss has weights that hide its size
+
+    def _errors(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
+        """The error of each row, whether its derivative is finite, and the size of its correction, (B,) each."""
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         times = self.times(len(x), rng.on("cpu"))
@@ -104,13 +114,7 @@ class MeanFlow(Family):
         usable = slope.flatten(1).isfinite().all(1)  # rows whose derivative overflows are left out
         slope = torch.where(over(usable, x) > 0, slope, 0.0)
         error = (u + over(t - r, x) * slope - (eps - x)).square().flatten(1).mean(1)
-        weight = (error.detach() + ERROR_FLOOR) ** -self.power
-        rows = usable.to(error.dtype)
-        square = (over(t - r, x) * slope).square().flatten(1).mean(1)
-        return (rows * weight * error).mean(), {"error": error.detach().mean(), "correction": square.mean()}
-
-    def validation_loss(self, batch: Batch, rng: Rng) -> Tensor:
-        return self.loss(self.players[0], batch, rng)[1]["error"]  # the loss has weights that hide its size
+        return error, usable, (over(t - r, x) * slope).square().flatten(1).mean(1)
 
     def times(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draw training times t and r with 0 <= r <= t <= 1, (rows,) each."""

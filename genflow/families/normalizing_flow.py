@@ -67,6 +67,7 @@ class NormalizingFlow(Family):
     """
 
     title = "Normalizing flow"
+    rows = 16  # 4 and 12 rows round differently from 8 and 16
     objective = "exact likelihood"
     steps = "1"
     likelihood = "exact-dequantized"
@@ -95,11 +96,16 @@ class NormalizingFlow(Family):
         return {"kind": "spline" if facts.is_points else cls.default_net}
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        x = likelihood.dequantize(batch.x, self.facts, rng)
-        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
-        nats = self._nats(x, label).mean()
+        nats = self._training_nats(batch, rng).mean()
         metric = "bits_per_dim" if self.facts.bounded else "nats"
         return -nats / self.facts.dims, {metric: -nats / (1 if metric == "nats" else self.facts.dims * math.log(2))}
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        return -self._training_nats(batch, rng) / self.facts.dims
+
+    def _training_nats(self, batch: Batch, rng: Rng) -> Tensor:
+        x = likelihood.dequantize(batch.x, self.facts, rng)
+        return self._nats(x, drop_labels(batch.label, self.facts.classes, self.forget, rng))
 
     def log_density(self, x: Tensor, label: Label) -> Tensor:
         """log p(x | label) of dequantized pictures or of points, x (B, C, H, W), in nats (B,)."""

@@ -134,15 +134,29 @@ class Vae(Family):
             self.mixture.clear()  # the codes change with the weights
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
-        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
-        mean, log_variance = self._posterior(batch.x, label)
-        z = mean + (0.5 * log_variance).exp() * rng.normal(mean.shape)
+        z, label, mean, log_variance = self._latent(batch, rng)
         if player == "prior":
             return self._flow_loss(z.detach(), label, rng), {}
-        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
-        nats = self._log_p(batch.x, z, label)
+        kl, nats = self._bound(batch, z, label, mean, log_variance)
         loss = (self._progress * self.beta * kl - nats).mean() / self.facts.dims
         return loss, {"kl": kl.mean(), "reconstruction": -nats.mean()}
+
+    def row_losses(self, batch: Batch, rng: Rng) -> Tensor:
+        kl, nats = self._bound(batch, *self._latent(batch, rng))
+        return (self._progress * self.beta * kl - nats) / self.facts.dims
+
+    def _latent(self, batch: Batch, rng: Rng) -> tuple[Tensor, Label, Tensor, Tensor]:
+        """A draw of the posterior, the labels that it was conditioned on, and its mean and log-variance."""
+        label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
+        mean, log_variance = self._posterior(batch.x, label)
+        return mean + (0.5 * log_variance).exp() * rng.normal(mean.shape), label, mean, log_variance
+
+    def _bound(
+        self, batch: Batch, z: Tensor, label: Label, mean: Tensor, log_variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence from the prior and the nats of the pictures, (B,) each."""
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+        return kl, self._log_p(batch.x, z, label)
 
     @torch.no_grad()
     def sample(

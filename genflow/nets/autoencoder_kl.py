@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
+from genflow.nets.convolutions import Pointwise
 from genflow.nets.layers import attend
 from genflow.specs import NetSpec
 from genflow.text import Label
@@ -35,7 +36,7 @@ class Resnet(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, outputs, EPS)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.conv_shortcut = Pointwise(inputs, outputs, 1) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -253,8 +254,8 @@ def build(
             "block_out_channels": list(channels), "layers_per_block": layers_per_block,
             "norm_num_groups": norm_num_groups, "mid_block_add_attention": mid_block_add_attention,
         }  # fmt: skip
-        return EncoderNet(Encoder(*shape), nn.Conv2d(outputs, outputs, 1) if use_quant_conv else None, options)
-    return DecoderNet(Decoder(*shape), nn.Conv2d(inputs, inputs, 1) if use_post_quant_conv else None)
+        return EncoderNet(Encoder(*shape), Pointwise(outputs, outputs, 1) if use_quant_conv else None, options)
+    return DecoderNet(Decoder(*shape), Pointwise(inputs, inputs, 1) if use_post_quant_conv else None)
 
 
 def _factor(ports: NetSpec) -> tuple[int, bool]:

@@ -9,17 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXELS = 14 * 14  # from which a product per picture costs a CPU less than a convolution of one pixel; measured
+PIXELS = 14 * 14  # from which a product per picture costs a CPU less in training than a convolution; measured
 
 
 class Pointwise(nn.Conv2d):
     """A convolution of one pixel: x (B, C, H, W) -> (B, out, H, W).
 
     On a CPU it is a matrix product per picture, which takes three fifths of the time for 28 x 28 pixels in bfloat16.
+    Without gradients it is one for pictures of any size: torch's convolution of one pixel rounds a picture differently
+    in batches of fewer than 16, so a sample would need as many rows (`engine.ROWS`).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.shape[2] * x.shape[3] < PIXELS or self.bias is None:
+        is_small = torch.is_grad_enabled() and x.shape[2] * x.shape[3] < PIXELS
+        if x.device.type != "cpu" or is_small or self.bias is None:
             return super().forward(x)
         weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
         return torch.baddbmm(self.bias[:, None], weight, x.flatten(2)).unflatten(2, x.shape[2:])

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from genflow.nets.convolutions import Pointwise
 from genflow.nets.layers import Condition, default_fold, need_divisor, need_one_picture, zero_init
 from genflow.specs import NetSpec
 from genflow.text import Label
@@ -84,7 +85,7 @@ class Level(nn.Module):
 
 
 def _match_channels(before: int, after: int) -> nn.Module:
-    return kaiming(nn.Conv2d(before, after, 1)) if before != after else nn.Identity()
+    return kaiming(Pointwise(before, after, 1)) if before != after else nn.Identity()
 
 
 class Encoder(nn.Module):

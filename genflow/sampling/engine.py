@@ -3,7 +3,7 @@
 A family that learned latents has an autoencoder in its folder, and the engine decodes: all others see pictures.
 
 A sample is a function of its seed, to the bit: its noise, and every random draw of its sampler, come from its own
-generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `ROWS` rows. On a GPU
+generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `Family.rows`. On a GPU
 that is not enough: see `devices.is_deterministic`.
 """
 
@@ -41,10 +41,10 @@ RECIPE = "recipe.yaml"
 AUTOENCODER = "autoencoder"  # folder of the autoencoder in the folder of a run that learned latents
 TEXT = "text"  # folder of the embeddings of some captions in the folder of a run that reads captions
 _READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)
+ROWS = Family.rows  # that batches of most families are padded to a multiple of
 _TEXT = (INDEX, CAPTIONS, shard_name(0, 1))
 # The files of a folder that `Engine.from_folder` reads.
 READ = (*_READ, *(f"{AUTOENCODER}/{name}" for name in _READ), *(f"{TEXT}/{name}" for name in _TEXT))
-ROWS = 16  # measured: 1 to 12 rows round differently from 16, 32, 48 or 64 rows
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Engine:
                 (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
             toward_prompts: for each sample a second caption and a share: the condition is `Text.between` both.
             batch: batch size; it changes no sample.
-            padded: pad the last batch to a multiple of `ROWS`; without padding its samples may differ by rounding.
+            padded: pad the last batch to a multiple of `Family.rows`; without it, samples may differ by rounding.
             watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`), decoded if they are
                 latents; an exception that it raises ends the sampling.
             on_step: called at every evaluation before `watch`, and likewise ends the sampling; it decodes nothing.
@@ -178,7 +178,7 @@ class Engine:
         checked_labels = self._labels(labels, len(seeds))
         self._require_prompts(prompts, negative, len(seeds))
         images, nfe, start = [], 0, time.perf_counter()
-        for rows, padded_rows in _batches(len(seeds), batch, padded):
+        for rows, padded_rows in self._batches(len(seeds), batch, padded):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
             noise = rng.normal((len(padded_rows), *self.family.noise_shape))
             if toward is not None:
@@ -209,7 +209,7 @@ class Engine:
             UsageError: the family has no encoder.
         """
         checked_labels, codes = self._labels(labels, len(images)), []
-        for rows, padded_rows in _batches(len(images)):
+        for rows, padded_rows in self._batches(len(images)):
             rng = SampleRng([seeds[row] for row in padded_rows], "code", self.device)
             with self.family.watched(self._watcher(watch, on_step)):
                 x = self._encoded(self.to_x(images[padded_rows]))
@@ -223,13 +223,23 @@ class Engine:
     ) -> SampleBatch:  # fmt: skip
         """The records of codes (N, ...) that `encode` returned; the other arguments are those of `encode`."""
         checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
-        for rows, padded_rows in _batches(len(codes)):
+        for rows, padded_rows in self._batches(len(codes)):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
             code = torch.from_numpy(codes[padded_rows]).to(self.device)
             with self.family.watched(self._watcher(watch, on_step)):
                 x = self.family.decode(code, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
+
+    def _batches(self, n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
+        """The rows of each batch, and the same rows padded to a multiple of `Family.rows` by repeating the last row.
+
+        With deterministic kernels they are padded to whole batches.
+        """
+        unit = batch if devices.is_deterministic() else self.family.rows
+        for first in range(0, n, batch):
+            rows = range(first, min(first + batch, n))
+            yield rows, [*rows, *[rows[-1]] * (-len(rows) % unit if padded else 0)]
 
     def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
         """Check the labels, and return them as an array (N,).
@@ -313,7 +323,7 @@ class Engine:
         if autoencoder is None:
             raise UsageError(f"{self.family.title} on {self.recipe.data.name} has no autoencoder")
         parts = []
-        for rows, padded_rows in _batches(len(images)):
+        for rows, padded_rows in self._batches(len(images)):
             x = _decode(autoencoder, latents_of(autoencoder, self.to_x(images[padded_rows])))
             parts.append(from_x(x[: len(rows)], self.facts))
         return np.concatenate(parts)
@@ -364,17 +374,6 @@ def picture_facts(run: Artifact) -> DataSpec:
     if not facts.is_latents:
         return facts
     return DataSpec.from_json(run.file(f"{AUTOENCODER}/{FACTS}").read_text(encoding="utf-8"))
-
-
-def _batches(n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
-    """The rows of each batch, and the same rows padded to a multiple of `ROWS` by repeating the last row.
-
-    With deterministic kernels they are padded to whole batches.
-    """
-    unit = batch if devices.is_deterministic() else ROWS
-    for first in range(0, n, batch):
-        rows = range(first, min(first + batch, n))
-        yield rows, [*rows, *[rows[-1]] * (-len(rows) % unit if padded else 0)]
 
 
 def labels_for(label: str, n: int, facts: DataSpec) -> list[int] | None:

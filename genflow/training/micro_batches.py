@@ -4,13 +4,14 @@ A loss is a mean over rows, so the sum of the parts' gradients, each weighted by
 of the batch, up to rounding. Every row has the draws that it has without parts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from genflow.batch import Batch
 from genflow.data.stream import rank_range
+from genflow.maths.guidance import cat_labels
 from genflow.maths.rng import BatchRng
 
 Numbers = dict[str, Tensor]
@@ -47,3 +48,22 @@ def mean(losses: Sequence[tuple[int, Tensor, Numbers]]) -> tuple[Tensor, Numbers
 
     names = list(losses[0][2])
     return over([loss for _, loss, _ in losses]), {name: over([own[name] for _, _, own in losses]) for name in names}
+
+
+def together(batches: Iterable[Batch], most: int) -> Iterator[list[Batch]]:
+    """Consecutive batches in lists of at most `most` rows in all, or of one batch."""
+    found: list[Batch] = []
+    for batch in batches:
+        if found and sum(map(len, found)) + len(batch) > most:
+            yield found
+            found = []
+        found.append(batch)
+    if found:
+        yield found
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of batches without noise, one batch after another."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(torch.cat([batch.x for batch in batches]), cat_labels([batch.label for batch in batches]))

@@ -4,17 +4,21 @@ The moments are the first steps at which k/9 of the budget is used, k = 1 to 8, 
 the initial weights. Both use the averaged weights, fixed seeds and fixed noise, and draw nothing from training's random
 numbers. A checkpoint holds the history, so a run that is killed has the same moments and stops early at the same step.
 
-What it costs follows from the number of images that the budget is expected to give: about 2 % of their work.
+What it costs follows from the number of images that the budget is expected to give: about 2 % of their work. A small
+call of a net costs as much as one of `CALL` rows, so a short training has fewer moments. Which ones depends on no clock
+if the budget is one of steps: a run that is killed has the same ones.
 """
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
+from genflow.batch import Batch
 from genflow.families.base import Family
 from genflow.maths.rng import BatchRng
 from genflow.recipe.schema import Train
@@ -22,6 +26,7 @@ from genflow.training.clock import BudgetClock
 from genflow.training.ema import Ema, with_average
 from genflow.training.fsdp import full_tensor
 from genflow.training.history import Moment, mean
+from genflow.training.micro_batches import joined, together
 from genflow.training.session import Session
 from genflow.training.workers import Workers
 
@@ -30,7 +35,11 @@ GROUPS = 8  # of held-out rows, whose losses give the uncertainty of a differenc
 LEAST_ROWS, MOST_ROWS = 8, 256  # held-out rows
 MEASURED = 5  # steps after which the speed is known; the first one is slower than the others
 FORWARD = 0.6  # work of a row without gradients, as a share of that of a row in training; measured, in small batches
-MOST_TIME = 0.05  # share of a budget of time: after so much a moment is left out, as in a training of seconds
+MOST_TIME = 0.03  # share of a budget of time: after so much a moment is left out, as in a training of seconds
+ALL = tuple(range(1, MOMENTS + 1))
+SPREADS = (ALL, (1, 3, 5, 7), (1, 4, 7), (1, 7))  # the fewest that a trend needs: the first, and that at 7/9
+CALL = 8  # rows: a call with fewer costs as much; measured with small nets on a CPU
+EVALUATIONS = 8  # calls for the fewest samples of a moment
 ROWS_SHARE, PICTURES_SHARE = 0.008, 0.012  # of the work of training: what all moments together may cost
 
 
@@ -57,19 +66,38 @@ class Forecast:
         images: rows that training will see.
         rows: held-out rows whose loss is measured.
         work: network evaluations of one row that the samples of a moment may take.
+        moments: each k of a moment at k/9 of the budget.
     """
 
     steps: int
     images: int
     rows: int
     work: float
+    moments: Sequence[int] = ALL  # a checkpoint of a version without this field had all
 
     @classmethod
-    def of(cls, steps: int, batch: int) -> "Forecast":
-        """The forecast for a number of steps."""
-        each = steps * batch / FORWARD / (MOMENTS + 1)  # evaluations of one row that a moment stands for
-        rows = min(MOST_ROWS, GROUPS * batch, max(LEAST_ROWS, int(ROWS_SHARE * each)))
-        return cls(steps, steps * batch, rows, PICTURES_SHARE * each)
+    def of(cls, steps: int, batch: int, *, every: bool = False) -> "Forecast":
+        """The forecast for a number of steps.
+
+        Args:
+            steps: of the whole budget.
+            batch: rows of a step.
+            every: whether all moments are needed, even if they cost more.
+        """
+        evaluations = steps * batch / FORWARD  # of one row, which cost as much as training
+        for moments in SPREADS:
+            each = evaluations / (len(moments) + 1)
+            rows = min(MOST_ROWS, GROUPS * batch, max(LEAST_ROWS, int(ROWS_SHARE * each)))
+            rows -= rows % batch if rows > batch else 0  # no call for a few rows
+            found = cls(steps, steps * batch, rows, PICTURES_SHARE * each, moments)
+            if every or found.cost <= (ROWS_SHARE + PICTURES_SHARE) * evaluations:
+                break
+        return found
+
+    @property
+    def cost(self) -> float:
+        """Evaluations of one row that the moments cost, those of the initial weights and of the end included."""
+        return (len(self.moments) + 1) * (max(CALL, self.rows) + max(CALL * EVALUATIONS, self.work))
 
 
 class Moments:
@@ -121,9 +149,11 @@ class Moments:
         if self.forecast is None:
             self._measure(step, position)
         if self.forecast and self._next / (MOMENTS + 1) <= position < 1:
+            is_due = False
             while position >= self._next / (MOMENTS + 1):
+                is_due |= self._next in self.forecast.moments
                 self._next += 1
-            if self._spent <= MOST_TIME * max(0.5, position):
+            if is_due and self._spent <= MOST_TIME * max(0.5, position):
                 self._validate(step, position)
                 self._draw(step)
                 self._spent += self._clock.position(step) - position
@@ -151,7 +181,8 @@ class Moments:
 
     def _expect(self, steps: int) -> None:
         steps = self._workers.collect(min(steps, self._train.steps))[0]
-        self.forecast = Forecast.of(steps, self._train.batch)
+        every = self._train.patience > 0  # of which the recipe counts ninths of the budget
+        self.forecast = Forecast.of(steps, self._train.batch, every=every)
         self._announce()
         before = self._clock.position(0)
         self._draw(0)
@@ -170,11 +201,11 @@ class Moments:
 
         def measure() -> list[float]:
             family.prepare(1.0)  # the loss of the end, so that those of all moments are comparable
-            losses = []
-            for number, batch in enumerate(session.held_out(self.forecast.rows)):  # type: ignore[misc, union-attr]
-                rng = BatchRng(self._train.seed, "validation", number, device=device)
+            losses: list[Tensor] = []
+            most = max(1, self._train.batch // self._train.accumulate)
+            for groups in together(session.held_out(self.forecast.rows), most):  # type: ignore[misc, union-attr]
                 with torch.autocast(device.type, torch.bfloat16, enabled=self._amp):
-                    losses.append(family.validation_loss(batch, rng).float())
+                    losses += self._losses(groups, len(losses), device)
             found: list[float] = torch.stack(losses).tolist()
             return found
 
@@ -184,6 +215,21 @@ class Moments:
         self.history.append({"step": step, "position": position, "losses": losses})
         if session.rank == 0:
             session.validated(step, mean(losses))
+
+    def _losses(self, groups: list[Batch], first: int, device: torch.device) -> list[Tensor]:
+        """The loss of each group, by one call if the family gives those of rows.
+
+        Args:
+            groups: of held-out rows.
+            first: number of the first one.
+            device: of the rows.
+        """
+        seed, family = self._train.seed, self._family
+        rng = BatchRng(seed, "validation", first, device=device)
+        if (rows := family.row_losses(joined(groups), rng)) is not None:
+            return [own.mean() for own in rows.float().split([len(group) for group in groups])]
+        each = (BatchRng(seed, "validation", first + number, device=device) for number in range(len(groups)))
+        return [family.validation_loss(group, rng).float() for group, rng in zip(groups, each, strict=True)]
 
     def _draw(self, step: int) -> None:
         """Show samples of the averaged weights; at step 0, of the initial ones, which follow from the seed."""

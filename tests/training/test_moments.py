@@ -12,13 +12,16 @@ from torch import Tensor
 from genflow import build, families
 from genflow.batch import Batch
 from genflow.families.base import Family
+from genflow.families.flow_matching import FlowMatching
+from genflow.maths.rng import BatchRng
 from genflow.recipe.schema import Train
-from genflow.training import loop
+from genflow.training import loop, verdict
 from genflow.training.checkpoint import Checkpoints, read_state
 from genflow.training.moments import FORWARD, GROUPS, MOMENTS, Forecast
 from genflow.training.session import Session
 
 Drawn = list[tuple[int, dict[str, Tensor] | None]]
+EVERY = {"patience": 99}  # needs all moments, also in a training of a few steps, and never ends one
 QUICK = {"steps": 18, "batch": 8, "checkpoint_every": 6, "log_every": 1, "warmup": 2, "precision": "fp32"}
 
 
@@ -82,7 +85,7 @@ def tensors(folder: Path) -> dict[str, bytes]:
 def test_moments_change_no_bit_of_a_training(kind: str, tmp_path: Path) -> None:
     """Weights, average and optimizer state are those of a training without held-out rows and pictures."""
     facts = FACTS["grey"]
-    options: dict[str, Any] = {"steps": 6}
+    options: dict[str, Any] = {"steps": 6, **EVERY}
     model, settings = start(kind, facts, **options)
     alone = Checkpoints(tmp_path / "alone")
     loop.fit(model, batches(facts), Session(load=alone.newest, save=alone.save), settings)
@@ -98,7 +101,7 @@ def test_moments_change_no_bit_of_a_training(kind: str, tmp_path: Path) -> None:
 def test_the_moments_are_spread_over_the_budget(tmp_path: Path) -> None:
     """The initial weights first, then eight ninths; the averages drawn are those of the step."""
     seen = Seen(tmp_path, FACTS["points"])
-    model, settings = start(steps=27)
+    model, settings = start(steps=27, **EVERY)
     loop.fit(model, batches(FACTS["points"]), seen.session, settings)
     assert [step for step, _ in seen.drawn] == [0, 3, 6, 9, 12, 15, 18, 21, 24]
     assert seen.drawn[0][1] is None
@@ -111,7 +114,7 @@ def test_a_killed_training_has_the_same_moments(tmp_path: Path) -> None:
     """Pictures and losses after the last checkpoint are repeated, equal to the bit; the earlier ones are in it."""
     facts = FACTS["points"]
     whole, killed, resumed = (Seen(tmp_path / name, facts) for name in ("whole", "run", "run"))
-    model, settings = start()
+    model, settings = start(**EVERY)
     loop.fit(model, batches(facts), whole.session, settings)
     model, _ = start()
     with pytest.raises(KilledError):
@@ -159,9 +162,58 @@ def test_early_stopping_is_a_function_of_the_history(tmp_path: Path) -> None:
     assert run("patient", patience=0).step == 27
 
 
+def test_a_short_training_has_the_moments_that_a_trend_needs(tmp_path: Path) -> None:
+    """The first ninth, seven ninths and the end: eight would cost more than their share."""
+    seen = Seen(tmp_path, FACTS["points"])
+    model, settings = start(steps=27)
+    loop.fit(model, batches(FACTS["points"]), seen.session, settings)
+    assert [step for step, _ in seen.drawn] == [0, 3, 21]
+    assert [step for step, _ in seen.losses] == [3, 21, 27]
+    state = read_state(Checkpoints(tmp_path).newest())  # type: ignore[arg-type]
+    assert verdict.of_history((state["moments"] or {})["history"]) is not None
+
+
 def test_the_work_of_the_moments_is_a_share_of_that_of_training() -> None:
-    """Rows and evaluations of all moments are about 2 % of a long training's, at most 5 % of a short one's."""
-    for steps, batch_size in ((100, 32), (3000, 32), (100_000, 256)):
+    """Rows and evaluations of all moments are 2 % of a training's, calls of a few rows counted as `CALL` rows."""
+    numbers = []
+    for steps, batch_size in ((250, 32), (500, 32), (3000, 32), (100_000, 256)):
         found = Forecast.of(steps, batch_size)
-        spent = (MOMENTS + 1) * (found.rows + found.work) * FORWARD / found.images
-        assert spent <= (0.021 if steps >= 3000 else 0.05)
+        assert found.cost * FORWARD / found.images <= (0.0201 if steps > 250 else 0.025)
+        numbers.append(len(found.moments))
+    assert numbers == sorted(numbers)
+    assert (numbers[0], numbers[-1]) == (2, MOMENTS)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in families.kinds() if families.family_class(kind).validates])
+def test_one_call_gives_the_loss_of_every_row(kind: str) -> None:
+    """Their mean is the loss on held-out rows, and a row's loss is the one that it has in a group of its own."""
+    facts = FACTS["grey"]
+    model, _ = start(kind, facts)
+    model.eval().prepare(1.0)
+    whole = batch(facts, 7, 6)
+    with torch.no_grad():
+        rows = model.row_losses(whole, BatchRng(0, "validation", 0))
+        assert rows is not None
+        assert rows.shape == (6,)
+        mean = model.validation_loss(whole, BatchRng(0, "validation", 0))
+        part = Batch(whole.x[4:], whole.label[4:])
+        own = model.validation_loss(part, BatchRng(0, "validation", 0, start=4))
+    assert float(rows.mean()) == pytest.approx(float(mean), rel=1e-5)
+    assert float(rows[4:].mean()) == pytest.approx(float(own), rel=1e-4)
+
+
+def test_groups_are_measured_in_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many groups as a batch of training has rows for, with the noise of the rows, and a loss for each group."""
+    sizes: list[int] = []
+    row_losses = FlowMatching.row_losses
+
+    def counted(self: FlowMatching, batch: Batch, rng: Any) -> Tensor:
+        sizes.append(len(batch))
+        return row_losses(self, batch, rng)
+
+    monkeypatch.setattr(FlowMatching, "row_losses", counted)
+    model, settings = start(steps=9, batch=8)
+    loop.fit(model, batches(FACTS["points"]), Seen(tmp_path, FACTS["points"]).session, settings)
+    assert sizes == [8] * 3
+    state = read_state(Checkpoints(tmp_path).newest())  # type: ignore[arg-type]
+    assert [len(moment["losses"]) for moment in (state["moments"] or {})["history"]] == [GROUPS] * 3
