@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from genflow import build, families
 from genflow.data.shards import FACTS, Dataset
 from genflow.data.texts import INDEX, Texts
-from genflow.errors import DataError
+from genflow.errors import DataError, plain
 from genflow.evaluation.steps_needed import recommend
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
@@ -118,7 +118,7 @@ class Model:
             if first["type"] == "extra_forbidden":
                 message = f"{self.family.title} has no option {key}"
                 raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
-            raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+            raise RequestError(422, f"{key}: {plain(first['msg'])}", key) from error
         if values.get("tolerance", 1.0) < MIN_TOLERANCE:
             raise RequestError(422, f"tolerance: the smallest is {MIN_TOLERANCE:g}", "tolerance")
         if options.get("guidance", 1.0) != 1.0 and not self.can_guide:

@@ -138,9 +138,9 @@ def test_options_override_the_recipes(grey: Engine) -> None:
         ([-1], {}, "label -1 is out of range"),
         ([1, 2], {}, "2 labels for 1 seeds"),
         (None, {"stepz": 3}, r"unknown key stepz \(did you mean steps\?\)"),
-        (None, {"steps": 0}, "sample.steps: input should be greater than or equal to 1, not 0"),
-        (None, {"sampler": "magic"}, "sample.sampler: input should be 'ddpm'"),
-        (None, {"guidance": float("nan")}, "sample.guidance: input should be a finite number"),
+        (None, {"steps": 0}, "sample.steps: must be at least 1, not 0"),
+        (None, {"sampler": "magic"}, "sample.sampler: must be 'ddpm'"),
+        (None, {"guidance": float("nan")}, "sample.guidance: must be a finite number"),
     ],
 )
 def test_invalid_requests_give_one_line(grey: Engine, labels: list[int] | None, options: dict, message: str) -> None:
