@@ -22,7 +22,7 @@ from genflow.serving.responses import RequestError
 from genflow.specs import DataSpec
 from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
-from genflow.training import checkpoint
+from genflow.training import checkpoint, checkpoint_folders
 
 MIN_TOLERANCE = 1e-8  # of a request; recipes may have a smaller one, which ends at rk45's largest number of steps
 MEMORY_FACTOR = 2.0  # memory of an engine / size of its weights file: the weights, and the activations
@@ -59,7 +59,7 @@ class Model:
         self.entry, self.name = entry, entry.name
         folder = local_folder(entry.path)
         self.run = _artifact(folder, entry)
-        newest = checkpoint.of_run(self.run)
+        newest = checkpoint_folders.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
         decoder = self.run.files(f"{AUTOENCODER}/{checkpoint.WEIGHTS}")
         weights = [newest / checkpoint.WEIGHTS, *map(self.run.file, decoder)]

@@ -16,7 +16,7 @@ from genflow.nets.convolutions import Pointwise
 from genflow.recipe.files import dump
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Artifact, Store
-from genflow.training import checkpoint
+from genflow.training import checkpoint, checkpoint_folders
 
 
 def engine(data: str = "grey", kind: str = "flow_matching", **sample: object) -> Engine:
@@ -182,7 +182,7 @@ def run(store: Store) -> Artifact:
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()), encoding="utf-8")
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints = checkpoint_folders.Checkpoints(folder / "checkpoints")
     checkpoints.save(5, lambda into: checkpoint.write(into, checkpoint.gather(model, average, {}), {"step": 5}))
     return store.finalize("runs", "r-1")
 
