@@ -3,7 +3,7 @@
 A family that learned latents has an autoencoder in its folder, and the engine decodes: all others see pictures.
 
 A sample is a function of its seed, to the bit: its noise, and every random draw of its sampler, come from its own
-generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `Family.rows`. On a GPU
+generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `Engine.rows`. On a GPU
 that is not enough: see `devices.is_deterministic`.
 """
 
@@ -27,6 +27,7 @@ from genflow.maths import tf32
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
 from genflow.maths.wide import wide_type
+from genflow.nets.rows import VECTORS, least, make_equal
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.prompts import Prompts
@@ -41,7 +42,6 @@ RECIPE = "recipe.yaml"
 AUTOENCODER = "autoencoder"  # folder of the autoencoder in the folder of a run that learned latents
 TEXT = "text"  # folder of the embeddings of some captions in the folder of a run that reads captions
 _READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)
-ROWS = Family.rows  # that batches of most families are padded to a multiple of
 _TEXT = (INDEX, CAPTIONS, shard_name(0, 1))
 # The files of a folder that `Engine.from_folder` reads.
 READ = (*_READ, *(f"{AUTOENCODER}/{name}" for name in _READ), *(f"{TEXT}/{name}" for name in _TEXT))
@@ -96,7 +96,12 @@ class Engine:
         if frozen:
             tf32.forbid()
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
+        if frozen:
+            make_equal(self.family)
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
+        if self.autoencoder:
+            make_equal(self.autoencoder)
+        self._frozen = frozen
         self.prompts = prompts
         self.recipe, self.step, self.device = recipe, step, device
         self.facts: DataSpec = autoencoder.facts if autoencoder else family.facts
@@ -165,7 +170,7 @@ class Engine:
                 (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
             toward_prompts: for each sample a second caption and a share: the condition is `Text.between` both.
             batch: batch size; it changes no sample.
-            padded: pad the last batch to a multiple of `Family.rows`; without it, samples may differ by rounding.
+            padded: pad the last batch to a multiple of `Engine.rows`; without it, samples may differ by rounding.
             watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`), decoded if they are
                 latents; an exception that it raises ends the sampling.
             on_step: called at every evaluation before `watch`, and likewise ends the sampling; it decodes nothing.
@@ -231,15 +236,22 @@ class Engine:
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
 
+    @property
+    def rows(self) -> int:
+        """Batches are padded to a multiple of so many rows."""
+        nets = [self.family, self.autoencoder] if self.autoencoder else [self.family]
+        found = max(self.family.rows, *(least(net, self.device) for net in nets), 1)
+        return found if self._frozen else max(found, VECTORS)
+
     def _batches(self, n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
-        """The rows of each batch, and the same rows padded to a multiple of `Family.rows` by repeating the last row.
+        """The rows of each batch, and the same rows padded to a multiple of `Engine.rows` by repeating the last row.
 
         With deterministic kernels they are padded to whole batches.
         """
-        unit = batch if devices.is_deterministic() else self.family.rows
+        unit = batch if devices.is_deterministic() else self.rows
         for first in range(0, n, batch):
-            rows = range(first, min(first + batch, n))
-            yield rows, [*rows, *[rows[-1]] * (-len(rows) % unit if padded else 0)]
+            own = range(first, min(first + batch, n))
+            yield own, [*own, *[own[-1]] * (-len(own) % unit if padded else 0)]
 
     def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
         """Check the labels, and return them as an array (N,).

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,21 @@ def test_the_batch_changes_no_image(grey: Engine, batch: int) -> None:
     assert len({image.tobytes() for image in whole}) == 40
 
 
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("kind", "net"),
-    [("flow_matching", net) for net in ("unet", "dit", "mmdit", "unet2d")]
+    [("flow_matching", net) for net in ("mlp", "unet", "dit", "unet2d")]
     + [(kind, "auto") for kind in ("gan", "vae", "ddpm", "normalizing_flow")],
 )
-def test_a_sample_alone_has_the_bytes_that_it_has_in_company(kind: str, net: str) -> None:
-    """For each family and net, in batches of every multiple of the family's rows, before numbers are rounded."""
+def test_a_sample_alone_has_the_bytes_that_it_has_in_company(
+    kind: str, net: str, threads: int, request: pytest.FixtureRequest
+) -> None:
+    """For each family and net, in batches of every multiple of the engine's rows, before numbers are rounded."""
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     model = shaken(family(kind, FACTS["grey"], net))
-    few, many = model.rows, 5 * model.rows
+    few = Engine(model, recipe(kind, FACTS["grey"], net)).rows
+    many = 5 * few
     label = torch.arange(many) % 10
 
     def drawn(rows: int) -> torch.Tensor:
@@ -79,7 +86,8 @@ def test_a_sample_alone_has_the_bytes_that_it_has_in_company(kind: str, net: str
         noise = rng.normal((rows, *model.noise_shape))
         return model.sample(noise, label[:rows], rng).x  # type: ignore[no-any-return]
 
-    assert torch.equal(drawn(few), drawn(many)[:few])
+    whole = drawn(many)
+    assert all(torch.equal(drawn(rows), whole[:rows]) for rows in range(few, many, few))
 
 
 @pytest.mark.parametrize("side", [4, 28])
@@ -223,7 +231,8 @@ def test_deterministic_kernels_see_whole_batches_only(monkeypatch: pytest.Monkey
         return sample(noise, *arguments, **options)
 
     monkeypatch.setattr(engine.family, "sample", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     expected = engine.draw(range(9), batch=8).images
     monkeypatch.setenv("GENFLOW_DETERMINISTIC", "1")
     assert np.allclose(engine.draw(range(9), batch=8).images, expected, atol=1e-5)
-    assert seen == [8, 4, 8, 8]
+    assert seen == [8, 1, 8, 8]
