@@ -102,7 +102,7 @@ def test_it_is_not_recommended(run: Artifact, monkeypatch: pytest.MonkeyPatch, s
     with pytest.raises(UsageError, match="no run was measured yet"):
         table.best_run(store, "fd")
     monkeypatch.setattr(table, "_measured_by", lambda row: row["features"]["name"])
-    assert table.best_run(store, "psnr").id == run.id
+    assert table.best_run(store, "psnr")[0].id == run.id
 
 
 def test_the_next_command_encodes(run: Artifact, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_a_perfect_net_of_any_source_agrees_with_itself(source: dict[str, Any]) 
     x = torch.full((16, 1, 1, 1), 0.5)
     model = perfect(Mixture([1.0], [[0.5]], 1e-4), source)
     assert loss(model, x) == pytest.approx(0, abs=5e-3)
-    assert loss(model, x + 0.3) > 0.05
+    assert loss(model, x + 0.3) > 0.02
     rng = SampleRng(range(4), "sample")
     for steps in (1, 2, 4):
         drawn = model.sample(rng.normal((4, 1, 1, 1)), torch.zeros(4, dtype=torch.long), rng, steps=steps)

@@ -75,7 +75,7 @@ def _search(store: Store, id: str) -> str:
 
 
 def _evaluation(store: Store, id: str) -> str:
-    return _bytes(selection.choices(store), best_run(store, "fd").id)
+    return _bytes(selection.choices(store), best_run(store, "fd")[0].id)
 
 
 def _whole(kind: str) -> Callable[[Store, str], str]:

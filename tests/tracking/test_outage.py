@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from genflow.cli.app import app
 from genflow.storage.store import Store
-from genflow.tracking import journal_replay, mlflow_client, sync
+from genflow.tracking import journal_replay, mlflow_client, model_package, sync
 from genflow.tracking.journal import Journal, journal_path
 from genflow.tracking.mlflow_client import Requests
 
@@ -123,8 +123,8 @@ def test_packing_a_model_is_not_sending(
         clock.now += 3600
         waiting.append(requests.waiting)
 
-    monkeypatch.setattr(journal_replay, "save_pyfunc_model", pack)
-    monkeypatch.setattr(journal_replay, "copy_model_files", lambda *_: None)
+    monkeypatch.setattr(model_package, "save_pyfunc_model", pack)
+    monkeypatch.setattr(model_package, "copy_model_files", lambda *_: None)
     replay = journal_replay.JournalReplay(
         journal_path(store.root, "a"), store, "http://x", None, 1, sync.SendResult(), requests
     )
