@@ -50,6 +50,9 @@ BITS = """- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. 
 MADE_BY = {
     (): "make results",
     ("--plan", "benchmarks/latents.yaml", "--out", "docs/latents-results.md"): "make results-latents",
+    ("--plan", "benchmarks/latents_photographs.yaml", "--out", "docs/latents-photographs.md"): (
+        "make results-photographs"
+    ),
     ("--plan", "benchmarks/text_to_image.yaml", "--out", "docs/text-to-image-results.md"): "make results-text-to-image",
 }  # the commands of the Makefile by arguments
 

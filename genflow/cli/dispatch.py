@@ -67,7 +67,7 @@ def run(
 
         if not cluster and (known := answers.find(stage, document, store, handle)):
             return known
-        progress({"event": "waiting", "stage": stage, "what": "starting PyTorch and Ray"})
+        progress({"event": "waiting", "stage": stage, "what": "starting PyTorch"})
         if cluster:
             from genflow.launch import remote
 

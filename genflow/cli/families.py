@@ -70,8 +70,8 @@ def _describe(kind: str, family: "type[Family]") -> Json:
 
 
 def _is_conditional(family: "type[Family]") -> bool:
-    """Whether the loss of a family uses the labels of the batch."""
-    return "label" in inspect.getsource(family.loss)
+    """Whether a family learns from the labels of a batch."""
+    return "batch.label" in inspect.getsource(family)
 
 
 def _row(found: Json) -> tuple[str, ...]:

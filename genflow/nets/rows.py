@@ -1,17 +1,20 @@
-"""Layers whose bits for a row do not depend on the number of rows, so that a sample is the same alone and in company.
+"""Layers, batches and threads for which the bits of a row do not depend on the other rows: alone and in company.
 
 On a CPU, fp32: a linear layer rounds 1 to 3 vectors differently from more, and a convolution one picture differently
-from more. The table of all kernels is in docs/decisions/0010-how-samples-are-served.md.
+from more. Threads share the rows of a product, and round some numbers of rows differently from one thread. All that
+was measured is in docs/decisions/0010-how-samples-are-served.md.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 VECTORS = 4  # that a linear layer is evaluated on at least
-# Batches are multiples of so many rows for so many threads, without and with convolutions. Threads share the rows of a
-# product, so that each thread has fewer of them. More threads were not measured, and get the rows that GPUs get.
-ROWS, OTHERS = {1: (1, 2), 2: (4, 4)}, 16
+ON_GPUS = 16  # batches are multiples of so many rows
+THREADS = (1, 2, 4)  # with 3 and with more no numbers of rows were found that round as on one thread
 
 
 class RowLinear(nn.Linear):
@@ -35,8 +38,38 @@ def make_equal(module: nn.Module) -> None:
 
 
 def least(module: nn.Module, device: str) -> int:
-    """Batches of a multiple of so many rows have the same bits for a row, after `make_equal`."""
+    """On one thread batches of a multiple of so many rows have the same bits for a row, after `make_equal`."""
+    if torch.device(device).type != "cpu":
+        return ON_GPUS
+    return 2 if any(isinstance(layer, _ConvNd) for layer in module.modules()) else 1
+
+
+def fit(rows: int, unit: int, allowed: int) -> tuple[int, int]:
+    """Up to how many rows a batch is filled, and the number of threads that take the least time for it.
+
+    Args:
+        rows: of the batch.
+        unit: `least` of the net, or more.
+        allowed: threads at most.
+    """
+    numbers = [number for number in THREADS if number <= allowed]
+    threads = min(numbers, key=lambda number: _filled(rows, unit, number) / number)
+    return _filled(rows, unit, threads), threads
+
+
+def _filled(rows: int, unit: int, threads: int) -> int:
+    if threads == 4:  # powers of two round as on one thread; 28 and 80 rows do not
+        return max(1 << (rows - 1).bit_length(), unit, 8)
+    if threads == 2:  # multiples of 4 do; 5, 6, 7 and 10 rows do not
+        unit = max(unit, 4)
+    return -(-rows // unit) * unit
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """Restore torch's number of threads at the end."""
     threads = torch.get_num_threads()
-    if torch.device(device).type != "cpu" or threads not in ROWS:
-        return OTHERS
-    return ROWS[threads][any(isinstance(layer, _ConvNd) for layer in module.modules())]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

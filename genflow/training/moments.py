@@ -11,6 +11,7 @@ if the budget is one of steps: a run that is killed has the same ones.
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -202,10 +203,12 @@ class Moments:
         def measure() -> list[float]:
             family.prepare(1.0)  # the loss of the end, so that those of all moments are comparable
             losses: list[Tensor] = []
+            rows = 0
             most = max(1, self._train.batch // self._train.accumulate)
             for groups in together(session.held_out(self.forecast.rows), most):  # type: ignore[misc, union-attr]
                 with torch.autocast(device.type, torch.bfloat16, enabled=self._amp):
-                    losses += self._losses(groups, len(losses), device)
+                    losses += self._losses(groups, rows, device)
+                rows += sum(map(len, groups))
             found: list[float] = torch.stack(losses).tolist()
             return found
 
@@ -221,15 +224,17 @@ class Moments:
 
         Args:
             groups: of held-out rows.
-            first: number of the first one.
+            first: number of the first row, by which its draws do not depend on the rows of a call.
             device: of the rows.
         """
-        seed, family = self._train.seed, self._family
-        rng = BatchRng(seed, "validation", first, device=device)
-        if (rows := family.row_losses(joined(groups), rng)) is not None:
+        rng = BatchRng(self._train.seed, "validation", 0, start=first, device=device)
+        if (rows := self._family.row_losses(joined(groups), rng)) is not None:
             return [own.mean() for own in rows.float().split([len(group) for group in groups])]
-        each = (BatchRng(seed, "validation", first + number, device=device) for number in range(len(groups)))
-        return [family.validation_loss(group, rng).float() for group, rng in zip(groups, each, strict=True)]
+        before = itertools.accumulate((len(group) for group in groups), initial=0)
+        return [
+            self._family.validation_loss(group, rng.part(at)).float()
+            for group, at in zip(groups, before, strict=False)
+        ]
 
     def _draw(self, step: int) -> None:
         """Show samples of the averaged weights; at step 0, of the initial ones, which follow from the seed."""

@@ -84,8 +84,9 @@ def _trend(loss: str, before: float, after: float, stderr: float, whole: float) 
 def in_a_line(trend: Trend) -> str:
     """`held-out 0.2310 → 0.2243 (± 0.0011) in the last quarter: still falling`."""
     change = f"{trend['loss']} {trend['before']:.4g} → {trend['after']:.4g} (± {trend['stderr']:.2g})"
-    rising = trend["after"] - trend["before"] > SURE * trend["stderr"]
-    state = "still falling" if trend["falling"] else "rising" if rising else "no longer falling"
+    fall, sure = trend["before"] - trend["after"], SURE * trend["stderr"]
+    little = f"falling, by less than {MUCH:.0%} of its whole fall"
+    state = "still falling" if trend["falling"] else little if fall > sure else "rising" if -fall > sure else "flat"
     state = "too uncertain to tell whether it still falls" if trend["falling"] is None else state
     return f"{change} in the last quarter: {state}"
 

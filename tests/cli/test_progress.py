@@ -109,7 +109,7 @@ def test_a_terminal_shows_what_is_waited_for_pictures_and_the_stages(tmp_path: P
     picture = {"event": "picture", "stage": "train", "run": "a-1", "step": 30, "count": 10,
                "png": base64.b64encode(a_line()).decode()}  # fmt: skip
     events = [
-        {"event": "waiting", "stage": "train", "what": "starting PyTorch and Ray"},
+        {"event": "waiting", "stage": "train", "what": "starting PyTorch"},
         {"event": "plan", "message": "net      unet, 1,234 weights"},
         picture,
         {"event": "stages", "total": 9},
@@ -120,7 +120,7 @@ def test_a_terminal_shows_what_is_waited_for_pictures_and_the_stages(tmp_path: P
         {"event": "waiting", "stage": "train", "of": "n", "what": "opening the data"},
     ]
     shown = on_a_terminal(events, tmp_path)
-    for words in ("starting PyTorch and Ray", "1,234 weights", "samples at step 30", "▀", "1 of 9 stages done"):
+    for words in ("starting PyTorch", "1,234 weights", "samples at step 30", "▀", "1 of 9 stages done"):
         assert words in shown
     last = shown[shown.rindex("1 of 9 stages") :]
     assert "1 running · 7 waiting" in last
@@ -132,12 +132,12 @@ def test_a_terminal_shows_what_is_waited_for_pictures_and_the_stages(tmp_path: P
 def test_without_a_terminal_each_thing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """The first line comes before the job has started."""
     with progress.Progress() as shown:
-        for what in ("starting PyTorch and Ray", "starting PyTorch and Ray", "opening the data"):
+        for what in ("starting PyTorch", "starting PyTorch", "opening the data"):
             shown({"event": "waiting", "stage": "train", "what": what})
         shown({"event": "picture", "stage": "train", "run": "a-1", "step": 3, "count": 1, "png": ""})
         shown(PROGRESS)
         shown(PROGRESS)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[:2] == ["train    starting PyTorch and Ray", "train    opening the data"]
+    assert lines[:2] == ["train    starting PyTorch", "train    opening the data"]
     assert len(lines) == 3
     assert lines[2].startswith("train    flow_matching-my_pictures   61%  123,456/200,000")

@@ -42,6 +42,7 @@ def train(name, case, *, sharded, world=world, parts=1, stop=99, made=Checkpoint
         return Batch(whole.x[start:end], whole.label[start:end])
 
     train = {"batch": 6, "log_every": 1, "warmup": 2, "precision": "fp32", "checkpoint_every": 2, "steps": 4}
+    train |= {"patience": 9}  # with it a training has all moments
     train |= {"accumulate": parts, "checkpoint_activations": parts > 1}
     file = folder / f"{name}.json"
     seen = json.loads(file.read_text()) if file.exists() else {}
