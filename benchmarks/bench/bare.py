@@ -58,5 +58,5 @@ class Bare:
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         rows = torch.randint(0, len(self.pictures), (self.train.batch,))
-        x = self.pictures[rows].permute(0, 3, 1, 2).to(torch.float32)
-        return x.mul_(2 / 256).add_(1 / 256 - 1).contiguous(), self.labels[rows]
+        x = self.pictures[rows].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        return x.mul_(2 / 256).add_(1 / 256 - 1), self.labels[rows]

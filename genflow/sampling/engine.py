@@ -235,7 +235,7 @@ class Engine:
         checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
         for rows, padded_rows in self._batches(len(codes)):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
-            code = torch.from_numpy(codes[padded_rows]).to(self.device)
+            code = torch.from_numpy(codes[padded_rows]).clone(memory_format=torch.contiguous_format).to(self.device)
             with self.family.watched(self._watcher(watch, on_step)):
                 x = self.family.decode(code, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
