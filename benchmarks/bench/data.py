@@ -21,12 +21,13 @@ from genflow.storage.store import Store
 
 SHAPE, ROWS, BATCH, BATCHES, ROUNDS = (3, 32, 32), 4096, 64, 16, 20  # batches of a turn, turns of each contestant
 NETS = ("unet", "dit")
-TEXT = f"""Shuffled batches of {BATCH} colour pictures of 32 x 32 pixels with their labels, as tensors of numbers between -1 and 1, from
-{ROWS:,} pictures on disk, in one process on one thread. The file cache is warm. `ImageFolder` stands for PNG files that
-Pillow decodes in a `DataLoader` of PyTorch; `datasets` reads the very files that genflow has written, without decoding. `memcpy` copies a batch of bytes
-from memory to memory. **Above 1.00 genflow is faster.**
+TEXT = f"""Shuffled batches of {BATCH} colour pictures of 32 x 32 pixels with their labels, as tensors of numbers
+between -1 and 1, from {ROWS:,} pictures on disk, in one process on one thread. The file cache is warm. `ImageFolder`
+stands for PNG files that Pillow decodes in a `DataLoader` of PyTorch; `datasets` reads the very files that genflow has
+written, without decoding. `memcpy` copies a batch of bytes from memory to memory. **Above 1.00 genflow is faster.**
 """
-SHARE = f"""The time to read a batch of {BATCH} pictures of 32 x 32 pixels, as a share of a training step on them in bfloat16.
+SHARE = f"""The time to read a batch of {BATCH} pictures of 32 x 32 pixels, as a share of a training step on them in
+bfloat16.
 """
 Batches = Callable[[], tuple[Tensor, Tensor]]
 

@@ -23,9 +23,9 @@ from genflow.storage.store import Store
 from genflow.system.source_hash import resources_dir
 
 SHAPE, ROWS, BATCH, STEPS, ROUNDS = (1, 28, 28), 20_000, 64, 20, 6  # steps of a training, trainings of each contestant
-TEXT = f"""The largest resident memory of a process that makes {STEPS} steps on {BATCH} pictures of 28 x 28 pixels by `unet` in bfloat16, of
-{ROWS:,} in a dataset: the command `genflow train` with its job, whichever is larger, and a bare loop of the same net, loss,
-optimizer and average (`benchmarks/bench/bare.py`). **1.00 would cost nothing.**
+TEXT = f"""The largest resident memory of a process that makes {STEPS} steps on {BATCH} pictures of 28 x 28 pixels by
+`unet` in bfloat16, of {ROWS:,} in a dataset: the command `genflow train` with its job, whichever is larger, and a bare
+loop of the same net, loss, optimizer and average (`benchmarks/bench/bare.py`). **1.00 would cost nothing.**
 """
 
 
@@ -55,13 +55,13 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table]:
 
 def largest(*arguments: str) -> float:
     """The largest resident memory of a Python process or of one that it has started, in MB."""
-    with subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        assert process.stderr
-        errors = process.stderr.read()
+    with tempfile.TemporaryFile() as errors:  # not a pipe, which a process of tracking may keep open
+        process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=errors)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}: {errors.decode()}")
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(arguments)}: {errors.read().decode()}")
     return used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 

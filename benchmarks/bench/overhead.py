@@ -28,13 +28,15 @@ from genflow.system.source_hash import resources_dir
 
 SHAPE, ROWS, BATCH, STEPS, ROUNDS = (1, 28, 28), 4096, 64, 5, 40  # steps of a turn, turns of each contestant
 STARTS = 5  # processes whose median is a part of the start
-LOOP = f"""A training step on {BATCH} pictures of 28 x 28 pixels by `unet` in bfloat16: the job of `genflow train`, with its reading of data,
-logs, checkpoints, pictures and held-out loss; the loop `fit` alone on a batch in memory; and a bare loop of the same
-net, loss, optimizer and average (`benchmarks/bench/bare.py`). The ratio is the time of genflow to that of the bare loop: **1.000 would cost nothing.**
+LOOP = f"""A training step on {BATCH} pictures of 28 x 28 pixels by `unet` in bfloat16: the job of `genflow train`, with
+its reading of data, logs, checkpoints, pictures and held-out loss; the loop `fit` alone on a batch in memory; and a
+bare loop of the same net, loss, optimizer and average (`benchmarks/bench/bare.py`). The ratio is the time of genflow to
+that of the bare loop: **1.000 would cost nothing.**
 """
 HELP = """`genflow --help` against the help of a Typer program with one command. **1.00 would cost nothing.**
 """
-START = f"""CPU time of `genflow train flow_matching` until the second step begins, by part: the median of {STARTS} starts.
+START = f"""CPU time of `genflow train flow_matching` until the second step begins, by part: the median of {STARTS}
+starts.
 """
 TYPER = '''import typer
 
@@ -43,7 +45,7 @@ app = typer.Typer()
 
 @app.command()
 def greet(name: str = "you") -> None:
-    """Greet somebody."""
+    """Greet."""
     print(f"Hello {name}")
 
 
@@ -77,11 +79,12 @@ parts.append(("the job: modules of a training", time.process_time()))
 class Marked(worker.Stream):
     def __call__(self, step):
         if self.stop - self.start == {BATCH} and step < 2:
-            parts.append((("the job: journal, data, net and first pictures", "the job: the first step")[step], time.process_time()))
+            name = ("the job: journal, data, net and first pictures", "the job: the first step")[step]
+            parts.append((name, time.process_time()))
         return super().__call__(step)
 worker.Stream = Marked
-recipe = {{"family": {{"kind": "flow_matching"}}, "data": {{"name": "{NAME}"}}, "train": {{"steps": 2, "batch": {BATCH}}}}}
-recipe["name"] = "start"
+recipe = {{"family": {{"kind": "flow_matching"}}, "data": {{"name": "{NAME}"}}, "name": "start"}}
+recipe["train"] = {{"steps": 2, "batch": {BATCH}}}
 jobs.train.main({{"recipe": recipe, "inputs": {{"fresh": True}}}}, lambda *_, **__: None)
 for name, seconds in parts:
     print("part", name, seconds, sep="|")
@@ -97,7 +100,8 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table | Listing]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         environment = {
-            **os.environ, "GENFLOW_STORE": str(folder / "store"), "PYTHONPATH": str(resources_dir()), "OMP_NUM_THREADS": "1",
+            **os.environ, "GENFLOW_STORE": str(folder / "store"), "PYTHONPATH": str(resources_dir()),
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         with patch.dict(os.environ, environment):
             data = made_up(Store(), SHAPE, ROWS)
@@ -147,8 +151,8 @@ def loop(data: Any, rounds: int) -> Table:
     ]
     total = sum(seconds["job"]) / sum(seconds["bare"])
     notes = (
-        f"The sum over all {len(seconds['job'])} turns, in a few of which the job draws pictures or saves a checkpoint, is "
-        f"{total:.3f} times that of the bare loop."
+        f"The sum over all {len(seconds['job'])} turns, in a few of which the job draws pictures or saves a "
+        f"checkpoint, is {total:.3f} times that of the bare loop."
     )
     return Table("Overhead: the loop", LOOP, "ms a step", rows, heads=("bare", "genflow"), form=".3f", notes=notes)
 

@@ -19,8 +19,9 @@ PACKAGES = (
 HEAD = f"""<!-- Written by `make bench`. -->
 # Against other libraries
 
-Contestants take turns, and their CPU seconds of the same round are compared. A ratio is the median over
-the rounds, with its {LEVEL:.0%} interval. `make bench` repeats everything on this page, and `make bench PARTS="data memory"` two parts.
+Contestants take turns, and their CPU seconds of the same round are compared. A ratio is the median over the rounds,
+with its {LEVEL:.0%} interval. `make bench` repeats everything on this page, and `make bench PARTS="data memory"` two
+parts of it.
 """
 PART = "<!-- {name} -->\n{text}\n<!-- end of {name} -->\n"
 
@@ -91,7 +92,7 @@ def page(parts: Mapping[str, str], names: Sequence[str]) -> str:
 
 def parts_of(text: str) -> dict[str, str]:
     """The parts of a page by name."""
-    return {name: body for name, body in re.findall(r"<!-- ([a-z]+) -->\n(.*?)\n<!-- end of \1 -->\n", text, re.DOTALL)}
+    return dict(re.findall(r"<!-- ([a-z]+) -->\n(.*?)\n<!-- end of \1 -->\n", text, re.DOTALL))
 
 
 def part(tables: Iterable[Table | Listing]) -> str:
@@ -113,7 +114,8 @@ def _table(table: Table) -> str:
     for row in table.rows:
         r = row.ratio
         value, low, high = (format(each, table.form) for each in (r.value, r.low, r.high))
-        rows.append((row.ours, row.peer, f"**{value}**", f"{low} to {high}", row.in_unit(r.base), row.in_unit(r.seconds)))
+        times = row.in_unit(r.base), row.in_unit(r.seconds)
+        rows.append((row.ours, row.peer, f"**{value}**", f"{low} to {high}", *times))
     text = _listed((ours, peer, "ratio", "interval", f"{ours}, {table.unit}", f"{peer}, {table.unit}"), rows)
     if table.missing:
         text += f"\nLeft out: {', '.join(table.missing)}.\n"
