@@ -28,6 +28,12 @@ TEXT = f"""The largest resident memory of a process that makes {STEPS} steps on 
 loop of the same net, loss, optimizer and average (`benchmarks/bench/bare.py`). **1.00 would cost nothing.**
 """
 
+STARTER = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", *sys.argv[1:]], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
 
 def tables(rounds: int = ROUNDS) -> Iterator[Table]:
     """The table.
@@ -54,15 +60,12 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table]:
 
 
 def largest(*arguments: str) -> float:
-    """The largest resident memory of a Python process or of one that it has started, in MB."""
-    with tempfile.TemporaryFile() as errors:  # not a pipe, which a process of tracking may keep open
-        process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, stderr=errors)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)}: {errors.read().decode()}")
-    return used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    """The largest resident memory of a Python process or of one that it has started, in MB.
+
+    A small process starts it, because the kernel counts the memory of the process that starts another one, too.
+    """
+    done = subprocess.run([sys.executable, "-c", STARTER, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.splitlines()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def without_net() -> str:
