@@ -4,7 +4,6 @@ python -m benchmarks.bench.memory STEPS   runs the bare loop on the dataset of t
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -56,7 +55,7 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table]:
                 found["genflow"].append(largest(*command, "--set", f"train.seed={number}"))
                 found["bare"].append(largest("benchmarks.bench.memory", str(STEPS)))
     rows = [Row("a bare loop", "`genflow train`", ratio(found["genflow"], found["bare"]), 1)]
-    yield Table("Memory", TEXT, "MB", rows, heads=("bare", "genflow"), notes=without_net())
+    yield Table("Memory", TEXT, "MB", rows, heads=("bare", "genflow"))
 
 
 def largest(*arguments: str) -> float:
@@ -66,17 +65,6 @@ def largest(*arguments: str) -> float:
     """
     done = subprocess.run([sys.executable, "-c", STARTER, *arguments], check=True, stdout=subprocess.PIPE, text=True)
     return int(done.stdout.splitlines()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def without_net() -> str:
-    """What imports take, in words."""
-    program = "import resource, {0}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
-    sizes = {}
-    for module in ("torch", "jobs.train, jobs.runtime.train.worker"):
-        done = [subprocess.check_output([sys.executable, "-c", program.format(module)], text=True) for _ in range(3)]
-        sizes[module] = statistics.median(int(each) for each in done)
-    bare, job = sizes.values()
-    return f"`import torch` alone takes {bare:.0f} MB, and the imports of genflow's job {job:.0f} MB."
 
 
 def recipe() -> Recipe:
