@@ -98,11 +98,11 @@ tables: $(VENV)/.installed
 	  $(BIN)/genflow tables --data fashion --cpu-minutes 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
 
-# genflow against other libraries, in pairs, into docs/benchmarks.md (five minutes of CPU time on one core)
-PEERS := torchcfm==1.0.7 pot denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 accelerate einops pytorch-fid
+# genflow against other libraries, in pairs, into docs/benchmarks.md (a quarter of an hour of CPU time on one core); PARTS="data memory"
+PEERS := torchcfm==1.0.7 pot denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 accelerate einops pytorch-fid torch-fidelity==0.4.0
 bench: $(VENV)/.installed-test
-	test -d build/peers || $(BIN)/pip install -q --no-deps --target build/peers $(PEERS)
-	OMP_NUM_THREADS=1 PYTHONPATH=build/peers $(BIN)/python -m benchmarks.bench --out docs/benchmarks.md
+	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench $(PARTS) --out docs/benchmarks.md
 
 # kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY
 chaos: $(VENV)/.installed
