@@ -84,9 +84,23 @@ def half_sampled(
         n: total number of samples.
         bounds: the smallest and largest possible value of the statistic.
     """
-    repeats, m = rows.shape
-    spread = np.std([statistic(half) for half in rows], ddof=1) * math.sqrt(m / (n - m))
-    half_width = float(_student(repeats - 1) * spread)
+    return from_halves(value, [statistic(half) for half in rows], rows.shape[1], n, bounds)
+
+
+def from_halves(
+    value: float, of_halves: Sequence[float], m: int, n: int, bounds: tuple[float, float] = (-math.inf, math.inf)
+) -> Interval:
+    """The interval of a statistic whose values for random halves are known.
+
+    Args:
+        value: the statistic of all n samples.
+        of_halves: the statistic of each half.
+        m: the number of samples in a half.
+        n: total number of samples.
+        bounds: the smallest and largest possible value of the statistic.
+    """
+    spread = np.std(of_halves, ddof=1) * math.sqrt(m / (n - m))
+    half_width = float(_student(len(of_halves) - 1) * spread)
     return Interval(value, max(bounds[0], value - half_width), min(bounds[1], value + half_width))
 
 

@@ -15,15 +15,16 @@ References:
     Reliable Fidelity and Diversity Metrics (Naeem et al., 2020)          https://arxiv.org/abs/2002.09797
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from genflow.evaluation.interval import Interval, half_sampled, halves, mean, proportion
+from genflow.evaluation.interval import Interval, from_halves, halves, mean, proportion
 from genflow.evaluation.metrics.base import Column, Features, Metric, Number, Reading, Row, share, with_interval
 
 CHUNK = 1024
+WIDE = 8  # times k: the nearest neighbours among which the k-th within half of the rows is looked for
 UNIT = (0.0, 1.0)
 NAMES = ("precision", "recall", "density", "coverage")
 NUMBERS = tuple(Number(name, better="larger", neighbourhood=True) for name in NAMES)
@@ -45,6 +46,41 @@ def radii2(x: np.ndarray, k: int) -> np.ndarray:
         block[np.arange(len(block)), start + np.arange(len(block))] = -1.0  # itself first
         found[start : start + len(block)] = np.partition(block, k, axis=1)[:, k]
     return found
+
+
+def radii2_of_sets(x: np.ndarray, k: int, sets: Sequence[np.ndarray]) -> np.ndarray:
+    """`radii2` of every set of rows of x (N, D), as (len(sets), N); -1 for the rows that are not in a set.
+
+    The k-th neighbour within half of the rows is nearly always one of the `WIDE` * k nearest of all.
+    """
+    near, apart = _nearest(x, min(WIDE * k, len(x) - 1))
+    found = np.full((len(sets), len(x)), -1.0)
+    for radii, rows in zip(found, sets, strict=True):
+        if not (kth := min(k, len(rows) - 1)):
+            radii[rows] = 0.0  # a point alone has no neighbour
+            continue
+        here = np.zeros(len(x), bool)
+        here[rows] = True
+        place = (here[near[rows]].cumsum(1) < kth).sum(1)  # of the k-th neighbour, among the nearest
+        far = place == near.shape[1]
+        radii[rows] = apart[rows, np.where(far, 0, place)]
+        for row in rows[far]:
+            radii[row] = np.partition(np.square(x[rows] - x[row]).sum(1), kth)[kth]
+    return found
+
+
+def _nearest(x: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of x (N, D) the nearest other rows and their squared distances, nearest first: (N, count) each."""
+    near, apart = np.empty((len(x), count), int), np.empty((len(x), count))
+    for start, block in distances2(x, x):
+        rows = np.arange(len(block))
+        block[rows, start + rows] = np.inf  # itself last
+        found = np.argpartition(block, max(0, count - 1), axis=1)[:, :count]
+        distances = np.take_along_axis(block, found, 1)
+        order = distances.argsort(1)
+        near[start + rows] = np.take_along_axis(found, order, 1)
+        apart[start + rows] = np.take_along_axis(distances, order, 1)
+    return near, apart
 
 
 @dataclass(frozen=True)
@@ -78,33 +114,35 @@ def prdc(
     """
     n = min(len(features), len(reference))
     features, reference = features[:n], reference[:n]
-    radii = radii2(reference, k)
-    inside = np.empty((n, n), bool)  # inside[i, j]: sample i is in real ball j
+    halved = halves(np.zeros(n) if strata is None else strata[:n], repeats, seed)
+    sets = [np.arange(n), *halved]
+    real_radii, radii = radii2(reference, k), radii2_of_sets(features, k, sets)
+    per_sample = np.empty(n, int)
+    recalled = np.zeros((len(sets), n), bool)  # by set of samples and real point
+    covered = np.zeros((len(sets), n), bool)  # by set of samples and real ball
     for start, block in distances2(features, reference):
-        inside[start : start + len(block)] = block <= radii
-    per_sample = inside.sum(1)
-    rows = halves(np.zeros(n) if strata is None else strata[:n], repeats, seed)
-
-    def recall(half: np.ndarray) -> float:
-        return recalled(features[half], reference, k)
-
-    def coverage(half: np.ndarray) -> float:
-        return float(inside[half].any(0).mean())
-
-    everything = np.arange(n)
+        rows = slice(start, start + len(block))
+        inside = block <= real_radii
+        per_sample[rows] = inside.sum(1)
+        sample, ball = np.nonzero(inside)
+        owner, point = np.nonzero(block <= radii[:, rows].max(0)[:, None])
+        apart = block[owner, point]
+        for index, own in enumerate(radii[:, rows]):
+            covered[index, ball[own[sample] >= 0]] = True
+            recalled[index, point[apart <= own[owner]]] = True
     return Prdc(
         precision=proportion(per_sample > 0),
-        recall=half_sampled(recall(everything), recall, rows, n, UNIT),
+        recall=_from_halves(recalled, halved),
         density=mean(per_sample / k),
-        coverage=half_sampled(coverage(everything), coverage, rows, n, UNIT),
+        coverage=_from_halves(covered, halved),
         n=n,
     )
 
 
-def recalled(features: np.ndarray, reference: np.ndarray, k: int) -> float:
-    """The share of the reference (M, D) inside the neighbourhood of features (N, D)."""
-    radii = radii2(features, k)
-    return float(np.mean(np.concatenate([(block <= radii).any(1) for _, block in distances2(reference, features)])))
+def _from_halves(found: np.ndarray, halved: np.ndarray) -> Interval:
+    """The share of found points (1 + R, N): of the set of all samples, with an interval from the R halves."""
+    whole, *parts = found.mean(1)
+    return from_halves(float(whole), parts, halved.shape[1], found.shape[1], UNIT)
 
 
 def measure(inputs: Features) -> dict[str, Reading]:

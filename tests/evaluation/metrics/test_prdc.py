@@ -5,7 +5,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from genflow.evaluation.metrics import prdc as module
-from genflow.evaluation.metrics.prdc import prdc, radii2
+from genflow.evaluation.metrics.prdc import prdc, radii2, radii2_of_sets
 
 
 def cloud(centre: float, n: int = 100, seed: int = 0, dims: int = 2) -> np.ndarray:
@@ -56,6 +56,19 @@ def test_the_radius_is_the_distance_to_the_kth_neighbour():
     """On a line of integers the third neighbour of an end point is at distance 3, that of an inner point at 2."""
     x = np.arange(8.0)[:, None]
     assert radii2(x, 3).tolist() == [9, 4, 4, 4, 4, 4, 4, 9]
+
+
+def test_radii_of_sets_are_those_of_their_rows_alone():
+    """Also of a set whose points are not among the nearest neighbours of one another."""
+    x = cloud(0, 300)
+    far_apart = np.argsort(np.square(x - x[0]).sum(1))[::60]  # none is among the 16 nearest of another
+    sets = [np.arange(300), np.arange(0, 300, 2), far_apart, np.array([7])]
+    found = radii2_of_sets(x, 2, sets)
+    for radii, rows in zip(found, sets, strict=True):
+        assert (np.delete(radii, rows) == -1).all()
+        if len(rows) > 1:
+            np.testing.assert_allclose(radii[rows], radii2(x[rows], 2), rtol=1e-9)
+    assert found[3, 7] == 0
 
 
 def test_both_sets_have_the_same_number_of_points():
