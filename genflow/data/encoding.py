@@ -60,6 +60,8 @@ def is_lossy(encoding: str) -> bool:
 
 def describe(encoding: str) -> str:
     """The encoding in words, such as `jpeg, lossy (quality 95)`."""
+    if encoding == RAW:
+        return RAW
     return f"{encoding}, lossy ({CODECS[encoding].loss})" if is_lossy(encoding) else f"{encoding}, lossless"
 
 
