@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.small import recipe as small_recipe
 
-from genflow import build
 from genflow.data import encoding, plan, preview
 from genflow.data.ahead import Ahead, ahead
 from genflow.data.encoding import CODECS, decode, encode
@@ -23,8 +21,6 @@ from genflow.data.stream import Stream
 from genflow.errors import UsageError
 from genflow.recipe.schema import Data
 from genflow.specs import DataSpec
-from genflow.training import loop
-from genflow.training.session import Session
 
 LOSSLESS = [name for name in CODECS if not encoding.is_lossy(name)]
 
@@ -81,25 +77,6 @@ def test_lossless_rows_are_the_raw_ones(
     assert preview.thumbnail(raw.artifact) == preview.thumbnail(stored.artifact)
 
 
-def test_a_run_has_the_same_weights(prepared: Callable[..., Dataset], pictures: Path) -> None:
-    """Training on lossless shards, read ahead by other threads, ends with the bits of training on raw ones."""
-    trained = []
-    for name in ("raw", *LOSSLESS):
-        data = prepared(pictures, size=8, encoding=name)
-        recipe = small_recipe("flow_matching", data.facts, "mlp", train={"steps": 6, "batch": 8, "log_every": 6})
-        torch.manual_seed(0)
-        family = build.family_of(recipe, data.facts)
-        stream = Stream(data.splits["train"], 8, seed=0, flip=True)
-        read = ahead(stream, "cpu", decodes=name != "raw")
-        assert (read is None) == (name == "raw")
-        loop.fit(family, read or stream, Session(), recipe.train, full_batches=stream)
-        if read:
-            read.close()
-        trained.append({key: value.clone() for key, value in family.state_dict().items()})
-    for other in trained[1:]:
-        assert all(torch.equal(other[key], value) for key, value in trained[0].items())
-
-
 def test_a_lossy_dataset_measures_what_it_stores(prepared: Callable[..., Dataset], pictures: Path) -> None:
     """Mean and deviation are those of the decoded pictures, and a warning states how far they are from the source's."""
     raw, stored = (prepared(pictures, size=16, encoding=each) for each in ("raw", "jpeg"))
@@ -125,6 +102,12 @@ def test_digits_keep_their_levels(prepared: Callable[..., Dataset], tmp_path: Pa
     again = prepared(stored.artifact.path, val=0)
     assert again.facts.levels == 17
     assert np.array_equal(again.splits["train"].pixels, raw.splits["train"].pixels)
+
+
+def test_an_encoding_in_words() -> None:
+    """`genflow data show` prints whether bits are lost."""
+    words = ["raw", "png, lossless", "webp, lossless", "jpeg, lossy (quality 95)"]
+    assert [encoding.describe(name) for name in ("raw", *CODECS)] == words
 
 
 @pytest.mark.parametrize(
