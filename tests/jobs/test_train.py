@@ -26,7 +26,7 @@ from genflow.recipe.schema import Cluster, Data
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
 from genflow.tracking.journal import curves, entries, journal_path
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from jobs import train
 from jobs.runtime.train import worker
 
