@@ -8,6 +8,7 @@ that of its steady state: from the end of the first quarter of its log to the la
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -21,7 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scale_plan
+from benchmarks import scale_links, scale_plan
+from benchmarks.scale_links import link, memory_mb, read_links
 from genflow.system.documents import Json
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +86,7 @@ def read(shards: int, images: int) -> Json:
     from genflow.storage.store import Store
 
     artifact = Store().find("datasets", f"made-{shards}-{images}")
-    before = _memory_mb()
+    before = memory_mb()
     start = time.perf_counter()
     split = Dataset.open(artifact, verify=False).splits["train"]
     stream = Stream(split, 32, seed=0)
@@ -95,7 +97,7 @@ def read(shards: int, images: int) -> Json:
         start = time.perf_counter()
         stream(step)
         took.append(time.perf_counter() - start)
-    own, mapped = (now - then for now, then in zip(_memory_mb(), before, strict=True))
+    own, mapped = (now - then for now, then in zip(memory_mb(), before, strict=True))
     start = time.perf_counter()
     artifact.verify()
     verified = time.perf_counter() - start
@@ -135,6 +137,11 @@ def planned() -> Json:
     return scale_plan.plan()
 
 
+PARTS: dict[str, Callable[..., Json]] = {
+    part.__name__: part for part in (bare, trained, make, read, link, read_links, planned)
+}
+
+
 def _plan(data: str, sets: list[str]) -> Any:
     from genflow import runs
     from genflow.recipe.compose import assignments, compose
@@ -146,13 +153,6 @@ def _plan(data: str, sets: list[str]) -> Any:
 def _steady(seen: list[tuple[int, float]], batch: int) -> float:
     (first, begun), (last, ended) = seen[len(seen) // 4], seen[-1]
     return (last - first) * batch / (ended - begun)
-
-
-def _memory_mb() -> tuple[float, float]:
-    """This process's anonymous memory, and its file pages, which the kernel can reclaim, in MB."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
-    own, mapped = (int(status[name].split()[0]) / 1024 for name in ("RssAnon", "RssFile"))
-    return own, mapped
 
 
 # --- The benchmark
@@ -232,31 +232,53 @@ class Bench:
             "genflow data show": {"in all": self.command("data", "show", self.asked.data)},
         }
         for workers in (1, 2):
-            rounds = [self._start_of_training(workers, number) for number in range(self.asked.rounds)]
+            names = [f"start-{workers}-{number}" for number in range(self.asked.rounds)]
+            rounds = [self._start_of_training(name, self.asked.data, workers) for name in names]
             name = f"genflow train, 20 steps, {workers} worker{'s' if workers > 1 else ''}"
             found[name] = {part: statistics.median(each[part] for each in rounds) for part in rounds[0]}
+            del found[name]["peak_mb"]
         found["genflow sample -n 16"] = {"in all": self.command("sample", "start-1-0", "-n", "16")}
         served = [self._start_of_serving() for _ in range(self.asked.rounds)]
         found["genflow serve"] = {"until it answers": statistics.median(served)}
         return found
 
+    def linked(self) -> list[Json]:
+        """Up to ten million rows in hard links to one shard: reading them, and the start of a training."""
+        rows = []
+        for encoding, count in itertools.product(scale_links.ENCODINGS, scale_links.SIZES):
+            if count > self.asked.largest:
+                continue
+            named = f"linked-{encoding}-{count}"
+            self.part("link", encoding, str(count))
+            found = self.part("read_links", encoding, str(count))
+            names = [f"on-{named}-{number}" for number in range(self.asked.rounds)]
+            started = [self._start_of_training(name, named, 1) for name in names]
+            starts = [each["until the run has its name"] + each["until the first step"] for each in started]
+            peaks = [each["peak_mb"] for each in started]
+            rows.append({**found, "start_s": statistics.median(starts), "peak_mb": statistics.median(peaks)})
+            shutil.rmtree(next((self.folder / "datasets").glob(f"{named}-*")))
+        return rows
+
     def plan(self) -> Json:
         """What each part costs for 64 GPUs and 100 million pictures (benchmarks/scale_plan.py)."""
         return self.part("planned")
 
-    def _start_of_training(self, workers: int, number: int) -> dict[str, float]:
-        """The seconds of each part, from the times in the run's journal."""
+    def _start_of_training(self, run: str, data: str, workers: int) -> dict[str, float]:
+        """The seconds of each part, from the times in the run's journal, and the largest process's memory in MB."""
         from genflow.tracking.journal import entries
 
-        run = f"start-{workers}-{number}"
         sets = ["train.steps=20", "train.log_every=20", f"cluster.workers={workers}"]
-        command = ["train", "flow_matching", "--data", self.asked.data, "--name", run]
+        command = ["train", "flow_matching", "--data", data, "--name", run]
         command += [word for set_ in sets for word in ("--set", set_)]
         begun = time.time()
-        subprocess.run(
+        started = subprocess.Popen(
             [sys.executable, "-m", "genflow.cli", *command],
-            env=self._environment, cwd=self.folder, capture_output=True, check=True,
+            env=self._environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
+        _, status, usage = os.wait4(started.pid, 0)  # with the memory of the processes that it started
+        started.returncode = os.waitstatus_to_exitcode(status)
+        if started.returncode:
+            raise subprocess.CalledProcessError(started.returncode, command)
         ended = time.time()
         said = [line for _, line in entries(next((self.folder / "journals").glob(f"{run}-*.jsonl")))]
         at = {key: line["t"] / 1000 for line in said[::-1] for key in ("journal", "metrics", "model") if key in line}
@@ -267,6 +289,7 @@ class Bench:
             "20 steps": trained,
             "picture and checkpoint": at["model"] - at["metrics"],
             "until the command returns": ended - at["model"],
+            "peak_mb": usage.ru_maxrss / 1024,
         }
 
     def _start_of_serving(self) -> float:
@@ -292,7 +315,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Json:
     from genflow.system import environment
 
     bench = Bench(asked, folder)
-    if asked.only != "plan":
+    if asked.only not in ("plan", "linked"):
         bench.command("prepare", asked.data)
     if asked.only:  # keep the other measurements of --out
         found: Json = json.loads(asked.out.with_suffix(".json").read_text(encoding="utf-8"))
@@ -318,6 +341,7 @@ def measured(asked: argparse.Namespace, folder: Path) -> Json:
         "workers": workers,
         "nodes": bench.rates({str(n): lambda sets, n=n: bench.trained(sets, 2, n) for n in (1, 2)}),  # type: ignore[misc]
         "reading": bench.reading(),
+        "linked": bench.linked(),
         "starting": bench.starting(),
         "plan": bench.plan(),
     }  # fmt: skip
@@ -351,6 +375,7 @@ def page(document: Json) -> str:
             f"| {row['batch_ms']:.2f} | {row['own_mb']:.0f} | {row['mapped_mb']:.0f} | {row['verify_s']:.2f} |"
             for row in document["reading"]
         ), "",
+        *(scale_links.section(document["linked"]) if "linked" in document else ()),
         "## Starting", "",
         "| command | part | seconds |", "|---|---|---:|",
         *(
@@ -378,17 +403,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--largest", type=int, default=10**7, help="images")
-    only = ("reading", "starting", "plan")
+    only = ("reading", "linked", "starting", "plan")
     parser.add_argument("--only", choices=only, help="measure this again; keep the rest of --out")
     parser.add_argument("--out", type=Path, help="write the page here, and the document next to it as .json")
-    parser.add_argument("--part", choices=("bare", "trained", "make", "read", "planned"), help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--arguments", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.only and not asked.out:
         parser.error("--only needs --out, whose other measurements it keeps")
     if asked.part:
         given = [json.loads(word) if word.startswith("[") or word.isdigit() else word for word in asked.arguments]
-        print(json.dumps(globals()[asked.part](*given)))
+        print(json.dumps(PARTS[asked.part](*given)))
         return
     with tempfile.TemporaryDirectory(prefix="gf-", dir="/tmp") as folder:  # Ray's sockets need short paths
         document = measured(asked, Path(folder))

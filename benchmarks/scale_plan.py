@@ -188,7 +188,7 @@ def section(document: Json) -> list[str]:
     rows = [
         (
             "pictures as JPEG, in shards as pixels, and as latents",
-            f"{', '.join(f'{size:,}' for size in sizes)} bytes each", terabytes,
+            f"{sizes[0]:,}, {sizes[1]:,} and {sizes[2]:,} bytes each", terabytes,
         ), (
             f"`genflow prepare`, from pictures of {ORIGINAL}x{ORIGINAL}", f"{piece['prepared']:,.0f} pictures/s a core",
             f"{prepared:,.0f} core hours; it runs on one node, with {CORES} cores for {prepared / CORES:,.1f} hours",

@@ -49,6 +49,7 @@ class DataSpec:
         autoencoder: the id of the autoencoder that turns these latents into pictures; empty for pictures and points.
         crop: how another picture that is not square gets the data's form: "center", or "none", which pads it.
         bits: the bits of the values above 255 in another picture.
+        encoding: how the shards store pictures: "raw", or as files of "png", "webp" or "jpeg".
     """
 
     shape: tuple[int, int, int]
@@ -66,6 +67,7 @@ class DataSpec:
     autoencoder: str = ""
     crop: str = "center"
     bits: int = 16
+    encoding: str = "raw"
 
     @property
     def classes(self) -> int:
@@ -88,6 +90,11 @@ class DataSpec:
         return bool(self.autoencoder)
 
     @property
+    def is_encoded(self) -> bool:
+        """Whether the shards store pictures as files, which are decoded when rows are read."""
+        return self.encoding != "raw"
+
+    @property
     def bounded(self) -> bool:
         """Whether every x is in (-1, 1), as of pictures; points and latents have no bounds."""
         return self.levels is not None
@@ -108,7 +115,7 @@ class DataSpec:
         """
         return replace(
             self, shape=shape, levels=None, mean=0.0, sigma_data=1.0, scale=1.0, strip=0, fingerprint="",
-            splits={"train": times * self.splits.get("train", 0)}, autoencoder=autoencoder,
+            encoding="raw", splits={"train": times * self.splits.get("train", 0)}, autoencoder=autoencoder,
             class_counts=tuple(times * count for count in self.class_counts),
         )  # fmt: skip
 

@@ -144,7 +144,7 @@ class Data:
         return decoder_of(self.artifact)
 
     def numpy(self) -> np.ndarray:
-        """(N, H, W, C), as stored: grey levels 0..K-1, points or latents. It is mapped from the file, not read."""
+        """(N, H, W, C): grey levels 0..K-1, points or latents. Raw pixels are mapped from one file, not read."""
         return self._split.pixels
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -155,7 +155,7 @@ class Data:
         return made.copy() if copy and made is whole else made
 
     def arrow(self) -> "pa.Table":
-        """The rows as `pyarrow.Table`, mapped from the files: image or latent, label, id, captions."""
+        """The rows as `pyarrow.Table`, mapped from the files, as stored: image or latent, label, id, captions."""
         import pyarrow as pa
 
         return pa.concat_tables(list(self._split.tables))

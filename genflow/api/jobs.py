@@ -29,6 +29,7 @@ def prepare(
     size: int | None = None,
     channels: str | int = "auto",
     crop: str | None = None,
+    encoding: str | None = None,
     labels: str | None = None,
     captions: str | None = None,
     val: float | None = None,
@@ -47,6 +48,7 @@ def prepare(
         size: width and height in pixels; None: the source's, at most 64.
         channels: "auto", 1 or 3.
         crop: center, random, or none, which pads.
+        encoding: raw, webp, png or jpeg: how the shards store pictures.
         labels, captions: where they come from; docs/data.md.
         val: fraction that is held out for evaluation.
         max_bad: fail if more images than this are unreadable.
@@ -62,7 +64,8 @@ def prepare(
     layers = [nest(set or {}), nest(keys_of("prepare", words))]
     recipe = commands.recipe(
         place, str(source), str(channels), layers, [],
-        name=name, size=size, crop=crop, labels=labels, captions=captions, val=val, max_bad=max_bad,
+        name=name, size=size, crop=crop, encoding=encoding, labels=labels, captions=captions, val=val,
+        max_bad=max_bad,
     )  # fmt: skip
     done = send("prepare", {"recipe": recipe.model_dump(mode="json")}, place, cluster, address)
     return Data(place.find("datasets", done["dataset"]))

@@ -137,6 +137,8 @@ def _decoded(latents: "Dataset") -> bytes:
 
 
 def _lines(dataset: "Dataset", preview: Path, document: Json) -> dict[str, Any]:
+    from genflow.data import encoding
+
     facts = dataset.facts
     lines = {
         **_identity(dataset),
@@ -144,6 +146,7 @@ def _lines(dataset: "Dataset", preview: Path, document: Json) -> dict[str, Any]:
         "rows": ", ".join(f"{rows:,} {name}" for name, rows in facts.splits.items()),
         "shape": "points in the plane" if facts.is_points else "{} × {} × {} (C × H × W)".format(*facts.shape),
         "levels": facts.levels or "continuous",
+        **({"encoding": encoding.describe(facts.encoding)} if facts.bounded else {}),
         "mean, sigma": f"{facts.mean:.4f}, {facts.sigma_data:.4f}",
         "fingerprint": facts.fingerprint[:16],
         "preview": preview,

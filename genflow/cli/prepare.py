@@ -24,6 +24,9 @@ def prepare(
     crop: Annotated[
         str | None, typer.Option(help="Crop to a square: center, random, or none, which pads; default: center.")
     ] = None,
+    encoding: Annotated[
+        str | None, typer.Option(help="Shards store: raw pixels, or files of webp, png or jpeg; default: raw.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="Labels from: none, folders, metadata, or a column.")] = None,
     captions: Annotated[str | None, typer.Option(help="Captions from: none, or a column.")] = None,
     val: Annotated[float | None, typer.Option(help="Fraction of the images held out for evaluation.")] = None,
@@ -43,7 +46,8 @@ def prepare(
     store = Store()
     recipe = commands.recipe(
         store, source, channels, [], sets,
-        name=name, size=size, bits=bits, crop=crop, labels=labels, captions=captions, val=val, max_bad=max_bad,
+        name=name, size=size, bits=bits, crop=crop, encoding=encoding, labels=labels, captions=captions, val=val,
+        max_bad=max_bad,
     )  # fmt: skip
     if dry_run:
         show_plan({"data": recipe.data.model_dump(mode="json")}, [], json)

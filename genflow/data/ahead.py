@@ -1,4 +1,4 @@
-"""The next batch is read while a GPU computes: a second thread gathers it in memory from which the GPU copies."""
+"""The next batch is read while a step is computed: a second thread gathers it in memory from which a GPU copies."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Ahead:
     """Batches by step, of which the next one is made in advance.
 
-    On the CPU the thread would take the core that computes the step, so it is for other devices.
+    On the CPU the thread would take the core that computes the step, so it is for other devices, and for pictures that
+    must be decoded.
 
     Args:
         batches: makes the batch of a step; a function of the step alone.
@@ -39,9 +40,9 @@ class Ahead:
         self._thread.shutdown(cancel_futures=True)
 
 
-def ahead(batches: "Callable[[int], Batch]", device: str) -> "Ahead | None":
-    """`Ahead` for a device that computes without the CPU; else None."""
-    return None if device == "cpu" else Ahead(batches)
+def ahead(batches: "Callable[[int], Batch]", device: str, *, decodes: bool = False) -> "Ahead | None":
+    """`Ahead` for a device that computes without the CPU, and for batches that are decoded; else None."""
+    return Ahead(batches) if decodes or device != "cpu" else None
 
 
 def to_device(values: "np.ndarray", device: "torch.device | str") -> "torch.Tensor":

@@ -4,11 +4,13 @@ The input is what the workers return for each shard, so the warnings do not depe
 `python -m benchmarks.near_copies` measures which copies `NEAR_BITS` and `NEAR_RMS` find, and how many false ones.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from genflow.data import encoding
 from genflow.data.shard_writer import ShardResult
 from genflow.data.shards import Split, map_stream
 from genflow.data.sources.base import ImageSpec, ImageSummary
@@ -57,6 +59,7 @@ def check(
         _enlarged(summary, spec.side),
         _cropped(summary, data, spec),
         _captions(facts, written, folder),
+        _lossy(facts, written),
     )
     return [line for line in checks if line]
 
@@ -226,6 +229,16 @@ def _captions(facts: DataSpec, written: Sequence[ShardResult], folder: Path) -> 
     if total > 1 and len(texts) == 1:
         return f"all captions are {next(iter(texts))[0][:60]!r}, so a model learns nothing from them"
     return ""
+
+
+def _lossy(facts: DataSpec, written: Sequence[ShardResult]) -> str:
+    if not encoding.is_lossy(facts.encoding):
+        return ""
+    changed = math.sqrt(sum(shard.lost for shard in written) / (facts.dims * sum(facts.splits.values())))
+    return (
+        f"{encoding.describe(facts.encoding)}: pixels differ from the source's by {changed:.2g} of "
+        f"{(facts.levels or 256) - 1} levels (root mean square); --encoding webp is lossless"
+    )
 
 
 def _are(count: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genflow.data import images, strips
+from genflow.data import encoding, images, strips
 from genflow.data.shard_writer import ShardResult, ShardTask
 from genflow.data.sources.base import ImageSpec, ImageSummary, Part, Source
 from genflow.errors import DataError
@@ -34,6 +34,8 @@ HELD_OUT_STREAM = 1  # names the permutation's random generator, in addition to 
 def address_hash(source: Source, data: Data) -> str:
     """The end of a dataset's id: a hash of the options, the source's listing and the code. No picture is decoded."""
     names = {"size", "channels", "bits", "crop", "labels", "captions", "val", "seed"}
+    if data.encoding != encoding.RAW:  # pixels keep the addresses that they had before there were encodings
+        names.add("encoding")
     options = data.model_dump(mode="json", include=names)
     made_by = source_hash.code_of("genflow/data/prepare.py", also=("genflow/data/sources",))  # loaded by name
     return digest({"options": options, "source": source.listing(), "code": made_by})
@@ -82,7 +84,10 @@ def initial_spec(source: Source, data: Data, spec: ImageSpec) -> DataSpec:
     strip = strips.LENGTH * spec.side if spec.crop == "random" else 0
     crop = "none" if data.crop == "none" else "center"  # also if all pictures are square: a user's may not be
     captions = source.captions and data.captions != "none"
-    return DataSpec(spec.shape, spec.levels, names, strip=strip, captions=captions, crop=crop, bits=data.bits)
+    return DataSpec(
+        spec.shape, spec.levels, names, strip=strip, captions=captions, crop=crop, bits=data.bits,
+        encoding=data.encoding,
+    )  # fmt: skip
 
 
 def assign_rows(source: Source, data: Data, groups: np.ndarray | None = None) -> dict[str, tuple[str, np.ndarray]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from genflow.data import checks, plan
+from genflow.data import checks, encoding, plan
 from genflow.data.images import SUPPORTED
 from genflow.data.shard_writer import ShardResult, ShardResults, ShardTask
 from genflow.data.shards import write_index
@@ -82,8 +82,9 @@ def identity(source: Source, data: Data) -> tuple[str, str]:
     """The dataset's name, and its id: the content address of source, options and code.
 
     Raises:
-        UsageError: the name has invalid characters or is too long.
+        UsageError: the name has invalid characters or is too long, or the data cannot be encoded.
     """
+    encoding.require(data.encoding, source.levels, printable(data.source))
     name = data.name or source.name
     if not NAME.fullmatch(name):
         raise UsageError(f"data.name {name!r} is invalid", "use at most 80 letters, digits, '.', '_' and '-'")

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from genflow.data.encoding import is_lossy
 from genflow.data.image_statistics import ImageStatistics, measure
-from genflow.data.shards import shard_name, write_shard
+from genflow.data.shards import Split, map_stream, shard_name, write_shard
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.data.strips import center_square, to_strip
 from genflow.errors import DataError
@@ -35,6 +36,7 @@ class ShardResult:
         captions: records that have captions.
         origin: (rows,) the number of each record in the source's split.
         statistics: numbers about each picture.
+        lost: the sum of the squared changes of all pixels by a lossy encoding.
     """
 
     split: str
@@ -49,6 +51,7 @@ class ShardResult:
     captions: int
     origin: np.ndarray
     statistics: ImageStatistics
+    lost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class ShardTask:
             log_density.append(record.log_density)
             captions.append(record.captions)
         values, label = values[: len(ids)], np.array(labels, np.int64)
-        sha256 = ""
+        sha256, lost = "", 0.0
         if ids:
             final = Path(self.folder) / self.file
             attempt = final.with_name(f"{self.file}.tmp-{os.getpid()}")
@@ -115,6 +118,10 @@ class ShardTask:
                 density, kept = np.array(log_density), (strips[: len(ids)], extents[: len(ids)])
                 sha256 = write_shard(attempt, self.facts, values, ids, label, density, *kept, captions)
                 os.replace(attempt, final)
+            if is_lossy(self.facts.encoding):  # what is measured below is what will be read
+                read = Split(self.split, (map_stream(final),), self.facts).pixels
+                lost = sum(float(np.square(a.astype(np.int32) - b).sum()) for a, b in zip(values, read, strict=True))
+                values = read
         exact = values.astype(np.float64) if self.facts.is_points else np.zeros(0)
         return ShardResult(
             self.split,
@@ -129,6 +136,7 @@ class ShardTask:
             sum(map(bool, captions)),
             np.array(readable, np.int64),
             measure(values),
+            lost,
         )
 
 

@@ -1,4 +1,4 @@
-"""Arrow shards: decoded pixels, memory-mapped for batches, in files that other tools read without genflow.
+"""Arrow shards: pictures, memory-mapped for batches, in files that other tools read without genflow.
 
 A dataset's folder has the layout of the `datasets` library, and every shard is an Arrow IPC *stream* of one record
 batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
@@ -12,6 +12,7 @@ batch, so `pyarrow.ipc.open_stream` and `datasets.load_from_disk` both read it:
     id     string                          the origin of the record in the source
     captions  list<string>                 the texts that describe the picture; absent for data without captions
 
+With an encoding (`encoding.py`), `image` is a file instead of pixels: struct<bytes: binary, path: string>.
 Data with random crops also has `strip fixed_size_list<uint8>[2H*W*C]` and `extent int32`, described in `strips.py`.
 Points of the plane have `point fixed_size_list<float32>[2]` and `log_density float64` instead of `image`.
 Latents of pictures have `latent fixed_size_list<float16>[H*W*C]` instead, also with channels last.
@@ -19,6 +20,7 @@ Latents of pictures have `latent fixed_size_list<float16>[H*W*C]` instead, also 
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import pyarrow as pa
 
+from genflow.data import encoding
 from genflow.data.ahead import to_device
 from genflow.errors import DataError
 from genflow.specs import DataSpec
@@ -55,8 +58,8 @@ def schema(facts: DataSpec) -> pa.Schema:
         fields = [pa.field("latent", pa.list_(pa.float16(), H * W * C))]
         features = {"latent": _list_feature("float16", H * W * C)}
     else:
-        fields = [pa.field("image", pa.list_(pa.uint8(), H * W * C))]
-        features = {"image": _list_feature("uint8", H * W * C)}
+        kind, feature = _pictures(facts, H * W * C)
+        fields, features = [pa.field("image", kind)], {"image": feature}
     if facts.classes:
         fields.append(pa.field("label", pa.int64()))
         features["label"] = {"names": list(facts.class_names), "_type": "ClassLabel"}
@@ -66,13 +69,21 @@ def schema(facts: DataSpec) -> pa.Schema:
         fields.append(pa.field("captions", pa.list_(pa.string())))
         features["captions"] = {"feature": _value_feature("string"), "_type": "List"}
     if facts.strip:
-        fields += [pa.field("strip", pa.list_(pa.uint8(), facts.strip * W * C)), pa.field("extent", pa.int32())]
-        features |= {"strip": _list_feature("uint8", facts.strip * W * C), "extent": _value_feature("int32")}
+        kind, feature = _pictures(facts, facts.strip * W * C)
+        fields += [pa.field("strip", kind), pa.field("extent", pa.int32())]
+        features |= {"strip": feature, "extent": _value_feature("int32")}
     own = {"shape": [H, W, C], "levels": facts.levels}
     return pa.schema(
         fields,
         metadata={"huggingface": json.dumps({"info": {"features": features}}), "genflow": json.dumps(own)},
     )
+
+
+def _pictures(facts: DataSpec, length: int) -> tuple[pa.DataType, dict[str, Any]]:
+    """The type of a column of pictures of `length` numbers, for Arrow and for `datasets`."""
+    if facts.is_encoded:
+        return encoding.FILE, encoding.FEATURE
+    return pa.list_(pa.uint8(), length), _list_feature("uint8", length)
 
 
 def _value_feature(dtype: str) -> dict[str, Any]:
@@ -98,7 +109,7 @@ def write_shard(
 
     Args:
         path: the file to write, in an existing folder.
-        facts: the dataset's shape, levels and classes; the counts may be unknown.
+        facts: the dataset's shape, levels, classes and encoding; the counts may be unknown.
         values: (N, H, W, C) uint8 grey levels or float16 latents, or (N, 2) float32 points.
         ids: (N,) the origin of each record.
         labels: (N,) integers, for data with classes.
@@ -106,12 +117,10 @@ def write_shard(
         strips, extents: (N, length, W, C) and (N,), for data with random crops.
         captions: (N,) the texts of each record, for data with captions.
     """
-    arrow_schema, (C, _, W) = schema(facts), facts.shape
-    flat = np.ascontiguousarray(values).reshape(len(values), -1)
-    if len(flat) and flat.shape[1] != arrow_schema.field(0).type.list_size:
+    arrow_schema = schema(facts)
+    if len(values) and math.prod(values.shape[1:]) != facts.dims:
         raise ValueError(f"records of {values.shape[1:]} do not fit the dataset's shape {facts.shape}")
-    records = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), type=arrow_schema.field(0).type)
-    columns: list[pa.Array] = [records]
+    columns = [_column(values, facts, arrow_schema.field(0).type)]
     if facts.is_points:
         columns.append(pa.array(np.asarray(log_density, np.float64)))
     if facts.classes:
@@ -120,13 +129,22 @@ def write_shard(
     if facts.captions:
         columns.append(pa.array([list(texts) for texts in captions], pa.list_(pa.string())))
     if facts.strip:
-        kept = pa.array(np.ascontiguousarray(strips).reshape(-1))
-        columns += [pa.FixedSizeListArray.from_arrays(kept, facts.strip * W * C), pa.array(extents, pa.int32())]
+        assert strips is not None
+        assert extents is not None
+        filled = [strip[:length] for strip, length in zip(strips, np.abs(extents), strict=True)]
+        kept = filled if facts.is_encoded else strips
+        columns += [_column(kept, facts, arrow_schema.field("strip").type), pa.array(extents, pa.int32())]
     batch = pa.record_batch(columns, schema=arrow_schema)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, arrow_schema) as writer:
         writer.write_batch(batch)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _column(records: np.ndarray | Sequence[np.ndarray], facts: DataSpec, kind: pa.DataType) -> pa.Array:
+    if kind == encoding.FILE:
+        return encoding.encode(records, facts.encoding)
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(records).reshape(-1)), type=kind)
 
 
 def shard_name(number: int, total: int) -> str:
@@ -255,7 +273,9 @@ class Split:
 
     @cached_property
     def pixels(self) -> np.ndarray:
-        """(N, H, W, C), of the type that `record_format` describes; a view if there is one shard."""
+        """(N, H, W, C), of the type that `record_format` describes; a view if there is one shard and no encoding."""
+        if self.facts.is_encoded:
+            return self.take(np.arange(len(self)))
         if not self.tables:
             shape, dtype = record_format(self.facts)
             return np.zeros((0, *shape), dtype)
@@ -314,18 +334,24 @@ class Split:
         return Batch(to_x(values, self.facts), to_device(self.labels_of(rows), device))
 
     def column(self, name: str, rows: np.ndarray) -> list[Any]:
-        """The values of a column of texts in `rows`, in that order."""
+        """The values of a column of texts or files in `rows`, in that order."""
         shard = np.searchsorted(self._starts, rows, side="right") - 1
         places = zip(shard.tolist(), (rows - self._starts[shard]).tolist(), strict=True)
         return [self.tables[number].column(name)[row].as_py() for number, row in places]
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """The records of `rows`, in that order: (B, H, W, C)."""
+        if self.facts.is_encoded:
+            return encoding.decode(self.column("image", np.asarray(rows)), record_format(self.facts)[0])
         return self._gather(rows, self._view)
 
     def strips(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The strips (B, length, W, C) of `rows` and their extents (B,), for data with random crops."""
-        return self._gather(rows, self._strip), self._gather(rows, self._extent)
+        extents = self._gather(rows, self._extent)
+        if self.facts.is_encoded:
+            C, _, W = self.facts.shape
+            return encoding.decode(self.column("strip", rows), (self.facts.strip, W, C)), extents
+        return self._gather(rows, self._strip), extents
 
     def _gather(self, rows: np.ndarray, read: Callable[[int], np.ndarray]) -> np.ndarray:
         """The values of `rows`, in their order; reads only the shards that contain them."""

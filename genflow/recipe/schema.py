@@ -39,6 +39,7 @@ class Data(Section):
     channels: Literal["auto", 1, 3] = "auto"  # 1: grey, 3: RGB, auto: as in the source
     bits: Annotated[int, Field(ge=9, le=16)] = 16  # bits of the values in 16-bit grey pictures and arrays, 9 to 16
     crop: Literal["center", "random", "none"] = "center"  # square of a picture: its center, a random one, or padded
+    encoding: Literal["raw", "webp", "png", "jpeg"] = "raw"  # pictures in shards: pixels, or files; jpeg is lossy
     labels: str = "auto"  # auto | none | folders | metadata | a column of the source's tables
     captions: str = "auto"  # auto | none | a column of the source's tables | the ending of caption files, .txt
     val: Annotated[float, Field(ge=0, lt=1)] = 0.1  # validation share, 0 to 1, for a source without a split of its own

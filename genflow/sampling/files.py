@@ -91,12 +91,13 @@ def _parquet(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from genflow.data.encoding import FEATURE, FILE
+
     pngs = preview.pngs(images, facts)
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
+    features: dict[str, Any] = {"image": FEATURE}
     features |= {what: {"dtype": "int64", "_type": "Value"} for what in index}
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {
-        "image": pa.array([{"bytes": png, "path": None} for png in pngs], image),
+        "image": pa.array([{"bytes": png, "path": None} for png in pngs], FILE),
         **{what: pa.array(values, pa.int64()) for what, values in index.items()},
     }
     if facts.classes:

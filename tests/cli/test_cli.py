@@ -47,6 +47,7 @@ WRONG_COMMANDS = [
     (["prepare", "digits", "--max-bad", "-1"], 2, "data.max_bad"),
     (["prepare", "digits", "--bits", "8"], 2, "data.bits"),
     (["prepare", "digits", "--crop", "left"], 2, "data.crop"),
+    (["prepare", "digits", "--encoding", "jpeg"], 2, "--encoding webp, which is lossless"),
     (["sample", "nothing"], 2, "no run 'nothing'"),
     (["sample", "latest"], 2, "has none"),
     (["sample", "latest", "-o", "x.jpg"], 2, ".jpg"),

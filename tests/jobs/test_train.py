@@ -18,14 +18,17 @@ from safetensors.torch import load_file
 from support import TESTS
 from support.processes import descendants
 
+from genflow.data.ahead import Ahead, ahead
+from genflow.data.prepare import in_process, prepare
 from genflow.errors import GenflowError, ResourceError, SetupError
 from genflow.recipe.compose import compose
-from genflow.recipe.schema import Cluster
+from genflow.recipe.schema import Cluster, Data
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
 from genflow.tracking.journal import curves, entries, journal_path
 from genflow.training.checkpoint_folders import Checkpoints
 from jobs import train
+from jobs.runtime.train import worker
 
 pytestmark = pytest.mark.usefixtures("without_mlflow")
 TINY = {"data": {"name": "digits"}, "net": {"kind": "mlp", "width": 32, "depth": 1}, "sample": {"steps": 2}}
@@ -89,6 +92,22 @@ def test_workers_change_no_loss(undisturbed: Callable[[str, str], dict[str, Any]
     assert all(torch.allclose(a[k], b[k], rtol=1e-3, atol=1e-4) for k in a)
     assert (one["world"], two["world"]) == (1, 2)
     assert not (tiny.root / "ray").exists()
+
+
+def test_files_in_shards_train_to_the_same_bits(tiny: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training on lossless files ends like one on pixels; their batches are decoded ahead, on the CPU too."""
+    read: list[Ahead | None] = []
+    monkeypatch.setattr(worker, "ahead", lambda *args, **options: read.append(ahead(*args, **options)) or read[-1])
+    ended = []
+    for encoding in ("raw", "png", "webp"):
+        data = Data(source="digits", name=f"digits-{encoding}", encoding=encoding)
+        prepare(tiny, data, in_process, lambda event, **fields: None)
+        asked = document(f"on-{encoding}", steps=10)
+        asked["recipe"]["data"]["name"] = data.name
+        ended.append(weights(tiny, run(asked)))
+    assert [each is not None for each in read] == [False, True, True]
+    assert equal(ended[0], ended[1])
+    assert equal(ended[0], ended[2])
 
 
 def test_the_journal_has_what_a_person_looks_for(tiny: Store) -> None:

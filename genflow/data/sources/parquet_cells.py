@@ -173,8 +173,9 @@ def find_image_column(schema: pa.Schema, where: str) -> ImageColumn:
 
 def _image_column(schema: pa.Schema, field: pa.Field) -> ImageColumn | None:
     kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    shape, levels = _layout(schema)
     if _is_file(kind):
-        return ImageColumn(field.name, True, by_name=not _has_field(kind, "bytes"))
+        return ImageColumn(field.name, True, levels=levels, by_name=not _has_field(kind, "bytes"))
     if _is_binary(kind):
         return ImageColumn(field.name, True)
     if is_text(kind):
@@ -186,12 +187,17 @@ def _image_column(schema: pa.Schema, field: pa.Field) -> ImageColumn | None:
         kind, depth = kind.value_type, depth + 1
     if not depth or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
-    try:  # genflow's own shards store the shape of their flat lists in the metadata
+    return ImageColumn(field.name, False, shape, levels)
+
+
+def _layout(schema: pa.Schema) -> tuple[tuple[int, int, int] | None, int]:
+    """The shape and the grey levels of pictures, which genflow's own shards store in the metadata."""
+    try:
         layout = json.loads((schema.metadata or {})[b"genflow"])
         height, width, channels = layout["shape"]
-        return ImageColumn(field.name, False, (height, width, channels), int(layout["levels"]))
+        return (height, width, channels), int(layout["levels"])
     except (KeyError, ValueError, TypeError):
-        return ImageColumn(field.name, False)
+        return None, 256
 
 
 def _is_binary(kind: pa.DataType) -> bool:
