@@ -6,4 +6,11 @@
     step      a training step of the same network, and of genflow's own nets
     sampling  pictures by the engine and by diffusers' pipeline on the same weights
     page      what was measured as a page
+
+`make bench-quality` compares the CPU time of trainings up to a stated quality, and writes its section of that page.
+
+    quality       the trainings, and the distance of their samples
+    examples      the training examples of other libraries, as published
+    tuned         their loops with what genflow has
+    quality_page  the section
 """

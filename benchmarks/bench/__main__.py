@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.bench.page import Table, page
+from benchmarks.bench.quality_page import kept
 from genflow.storage.files import write_atomically
 
 COMPARISONS = ("step", "sampling")
@@ -34,7 +35,8 @@ def main() -> None:
             tables.append(table)
     text = page(tables)
     if given.out:
-        write_atomically(given.out, text.encode())
+        old = given.out.read_text(encoding="utf-8") if given.out.exists() else ""
+        write_atomically(given.out, "\n".join(filter(None, [text, kept(old)])).encode())
     else:
         print(text)
 
