@@ -4,17 +4,19 @@
         [--seeds 0,1,2] [--seconds 60] [--folder build/quality] [--out docs/benchmarks.md]
 
 genflow trains its default flow matching for `--seconds` of CPU time, and the distance that it reaches is the threshold.
-A peer trains for as many times that as `BUDGETS` says. Its weights are copied at points in geometric progression, and
-samples are drawn after the end. If the last ones do not reach the threshold, earlier ones are not measured. Only the
-training counts. Each finished training is a file in the folder, so the same command resumes, and more seeds, peers and
-data sets can follow. The section of the page is written from the files of all seeds.
+A peer trains for as many times that as `BUDGETS` says. The CPU time of a step depends on what else the machine does, so
+it is measured in turns with a step of genflow (`pairs.py`), and budgets are numbers of steps. A peer's weights are
+copied at points in geometric progression, and samples are drawn after the end. If the last ones do not reach the
+threshold, earlier ones are not measured. Only the training counts. Each finished training is a file in the folder, so
+the same command resumes, and more seeds, peers and data sets can follow. The section of the page is written from the
+files of all seeds.
 """
 
 import argparse
 import json
 import os
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ import torch
 import genflow
 from benchmarks.bench import quality_page
 from benchmarks.bench.examples import PUBLISHED, Example
+from benchmarks.bench.pairs import Ratio, ratio, take_turns
 from benchmarks.bench.peers import PEERS
+from benchmarks.bench.steps import Genflow
 from benchmarks.bench.tuned import Tuned
 from genflow import build
 from genflow.data.preview import render
@@ -40,7 +44,8 @@ from genflow.system import environment
 from genflow.system.documents import Json
 
 DATA: dict[str, dict[str, Any]] = {"fashion": {}, "emoji-animals-food": {"size": 32}}  # sources, with settings
-BUDGETS = {"tuned": (0.625, 1.25, 2.5), "published": (1.25, 2.5, 5.0)}  # points, in genflow's CPU seconds
+BUDGETS = {"tuned": (0.625, 1.25, 2.5), "published": (1.25, 2.5, 5.0)}  # points, in multiples of genflow's CPU time
+ROUNDS = {"tuned": 8, "published": 6}  # turns that give the CPU time of a step
 SAMPLES, ROWS, SHOWN = 500, 50, 40  # samples to measure, rows of a batch of them, samples of the picture
 OURS = "genflow"
 
@@ -100,29 +105,40 @@ def example_of(name: str, given: str, data: Dataset, batch: int, seed: int) -> E
     return Tuned(PEERS[name], net._options, shape, batch, classes, seed)
 
 
-def train(example: Example, data: Dataset, seconds: float, points: tuple[float, ...], seed: int) -> list[Json]:
-    """Train for the last of the points; the steps, CPU seconds and weights at each point.
+def cost(example: Example, data: Dataset, batch: int, rounds: int) -> Ratio:
+    """How many times as much CPU time a peer's step takes as one of genflow's default; changes the peer's weights.
+
+    Args:
+        example: the peer's training.
+        data: that both train on.
+        batch: rows of genflow's step.
+        rounds: turns of each.
+    """
+    genflow_training = Genflow(data.facts.shape, batch, net={"kind": "unet"})
+    rows = Stream(data.splits["train"], example.batch, 0)(0)
+    labels = torch.as_tensor(rows.label)
+    turns = {"peer": lambda: example.step(rows.x, labels, 0.0), "ours": lambda: genflow_training.steps(1)}
+    seconds = take_turns(turns, rounds, warm_up=1)
+    return ratio(seconds["peer"], seconds["ours"])
+
+
+def train(example: Example, data: Dataset, points: list[int], seed: int) -> list[Json]:
+    """Train up to the last of the points; the steps and weights at each point.
 
     Args:
         example: the training.
         data: to train on.
-        seconds: CPU seconds of one unit of `points`.
-        points: increasing multiples of `seconds`.
+        points: numbers of steps in increasing order.
         seed: of batches and noise.
     """
-    batches, used, step = Stream(data.splits["train"], example.batch, seed), 0.0, 0
-    left, found = list(points), []
+    batches, found = Stream(data.splits["train"], example.batch, seed), list[Json]()
     torch.manual_seed(seed)
-    while left:
-        before = time.process_time()
+    for step in range(points[-1]):
         batch = batches(step)
-        example.step(batch.x, torch.as_tensor(batch.label), used / (seconds * points[-1]))
-        used += time.process_time() - before
-        step += 1
-        if used >= left[0] * seconds:
-            left.pop(0)
-            found.append({"steps": step, "seconds": used, "weights": example.weights()})
-            print(f"  {step:,} steps in {used:.0f} CPU seconds", file=sys.stderr, flush=True)
+        example.step(batch.x, torch.as_tensor(batch.label), step / points[-1])
+        if step + 1 in points:
+            found.append({"steps": step + 1, "weights": example.weights()})
+            print(f"  {step + 1:,} steps", file=sys.stderr, flush=True)
     return found
 
 
@@ -141,20 +157,24 @@ def draw(example: Example, weights: dict[str, torch.Tensor], judge: Judge, seed:
 
 def train_peer(peer: str, given: str, judge: Judge, ours: Json, seed: int) -> tuple[Json, np.ndarray]:
     """Train a peer and measure it; its result with all measured points, and its last samples."""
-    example = example_of(peer, given, judge.data, ours["batch"], seed)
+    data = judge.data
+    price = cost(example_of(peer, given, data, ours["batch"], seed), data, ours["batch"], ROUNDS[given])
+    steps = [max(1, round(multiple * ours["steps"] / price.value)) for multiple in BUDGETS[given]]
+    print(f"  {1000 * price.seconds:.0f} ms a step, genflow {1000 * price.base:.0f}", file=sys.stderr, flush=True)
+    example = example_of(peer, given, data, ours["batch"], seed)
     parameters = sum(parameter.numel() for parameter in example.net.parameters())
-    made = train(example, judge.data, ours["seconds"], BUDGETS[given], seed)
+    made = train(example, data, steps, seed)
     points: list[Json] = []
     shown = np.empty(0)
     for point in reversed(made):
         records = draw(example, point.pop("weights"), judge, seed)
         points.insert(0, {**point, "fd": judge.measure(records)})
         shown = shown if len(shown) else records
-        print(f"  fd {points[0]['fd']['value']:.2f} at {point['seconds']:.0f} s", file=sys.stderr, flush=True)
+        print(f"  fd {points[0]['fd']['value']:.2f} after {point['steps']:,} steps", file=sys.stderr, flush=True)
         if points[0]["fd"]["value"] > ours["fd"]["value"]:
             break
-    found = {"batch": example.batch, "parameters": parameters, "evaluations": example.evaluations, "points": points}
-    return {**found, **points[-1]}, shown
+    found = {"batch": example.batch, "parameters": parameters, "evaluations": example.evaluations}
+    return {**found, "cost": asdict(price), "points": points, **points[-1]}, shown
 
 
 def contest(folder: Path, data: str, peers: list[str], given: list[str], seed: int, seconds: float) -> None:

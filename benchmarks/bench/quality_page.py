@@ -24,12 +24,13 @@ SECTION = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}\n?", re.DOTALL)
 HEAD = """{begin}
 ## Time to quality
 
-CPU seconds of training until the samples have a stated Fréchet distance, on one thread: {machine}
+CPU time of training until the samples have a stated Fréchet distance. {machine}
 
-`genflow train flow_matching` with a budget of {budget:.0f} CPU seconds and nothing else set reaches the distance that
-is the threshold. The ratio is the CPU time at which a peer reaches that distance, in multiples of genflow's. **`> 2.5`:
-the peer has trained for 2.5 times as long and has not reached it.** Between two measurements the time is interpolated
-in logarithms.
+`genflow train flow_matching` with a budget of {budget:.0f} CPU seconds by its own clock and nothing else set reaches the
+distance that is the threshold. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
+**`> 2.5`: the peer has trained for 2.5 times as long and has not reached it.** Between two measurements the time is
+interpolated in logarithms. CPU time is the number of steps times the median time of a step, for which the peer and
+genflow take turns in one process: other processes on the machine change the seconds of both, and not their ratio.
 
 - **as published**: the example's own net, number format, batch size, optimizer, learning rate and average, and pictures
   of the data's size. [diffusers](https://github.com/huggingface/diffusers/tree/main/examples/unconditional_image_generation):
@@ -50,22 +51,27 @@ def read(folder: Path) -> list[Json]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*-s*.json"))]
 
 
+def multiple(peer: Json, steps: int, ours: Json) -> float:
+    """The CPU time of a number of a peer's steps, in multiples of that of genflow's training."""
+    return float(steps * peer["cost"]["value"] / ours["steps"])
+
+
 def ratio(peer: Json, ours: Json) -> tuple[float, bool]:
     """The CPU time at which a peer reaches the distance of genflow, in multiples of genflow's; whether it does.
 
     Without it, the multiple is that of the whole training. The time of a peer that is there at its first point is that
     of the point.
     """
-    threshold, unit, before = ours["fd"]["value"], ours["seconds"], None
+    threshold, before = ours["fd"]["value"], None
     for point in peer["points"]:
-        value, seconds = point["fd"]["value"], point["seconds"]
+        value, steps = point["fd"]["value"], point["steps"]
         if value <= threshold:
             if before is not None:
                 share = math.log(before[1] / threshold) / math.log(before[1] / value)
-                seconds = before[0] * (seconds / before[0]) ** share
-            return seconds / unit, True
-        before = seconds, value
-    return peer["points"][-1]["seconds"] / unit, False
+                steps = before[0] * (steps / before[0]) ** share
+            return multiple(peer, steps, ours), True
+        before = steps, value
+    return multiple(peer, peer["points"][-1]["steps"], ours), False
 
 
 def section(results: Sequence[Json]) -> str:
@@ -86,6 +92,7 @@ def section(results: Sequence[Json]) -> str:
 
 def _table(results: Sequence[Json], ours: dict[int, Json]) -> str:
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    base = [each["cost"]["base"] for each in results if "cost" in each]
     by_contestant: dict[tuple[str, str], list[Json]] = {}
     for each in results:
         by_contestant.setdefault((each["name"], each["given"]), []).append(each)
@@ -94,11 +101,13 @@ def _table(results: Sequence[Json], ours: dict[int, Json]) -> str:
         paired = [each for each in own if each["seed"] in ours]
         rate = "1" if name == OURS else _ratios([ratio(each, ours[each["seed"]]) for each in paired])
         fd = [each["fd"]["value"] for each in own]
+        costs = base if name == OURS else [each["cost"]["seconds"] for each in own]
+        seconds = statistics.median(costs) if costs else math.nan
         cells = [
             name, "recipe's defaults" if name == OURS else GIVEN[given], str(len(own)),
             f"{own[0]['parameters'] / 1e6:.1f}", str(own[0]["batch"]),
-            f"{1000 * _mean(own, 'seconds') / _mean(own, 'steps'):.0f}", f"{_mean(own, 'steps'):,.0f}",
-            f"{_mean(own, 'seconds'):.0f}", str(own[0]["evaluations"]), _distance(own),
+            f"{1000 * seconds:.0f}", f"{_mean(own, 'steps'):,.0f}", f"{seconds * _mean(own, 'steps'):.0f}",
+            str(own[0]["evaluations"]), _distance(own),
             f"{statistics.mean(fd) / statistics.mean(each['fd']['floor'] for each in own):.1f}", rate,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
