@@ -40,6 +40,7 @@ def test_the_section_of_the_page(tmp_path: Path) -> None:
     text = section(read(tmp_path))
     assert "| peer | tuned | 2 | 1.0 | 32 | 400 | 375 | 150 | 10 | 20.00 (20.00 to 20.00) | 40.0 | **> 2.5** |" in text
     assert "| **2.00** (2.00 to 2.00) |" in text
+    assert "Not measured: diffusers tuned, torchcfm tuned," in text
     assert text.startswith(BEGIN)
     assert text.endswith(f"{END}\n")
     page = tmp_path / "page.md"

@@ -160,7 +160,7 @@ class DiffusersExample(Padded):
 class TorchCfmExample:
     """`conditional_mnist.ipynb`: a U-Net of a million weights with classes, Adam with 1e-3, without an average."""
 
-    batch, evaluations = 128, EVALUATIONS
+    batch, evaluations = 128, 10
 
     def __init__(self, shape: tuple[int, int, int], classes: int, rows: int, seed: int) -> None:
         from torchcfm.conditional_flow_matching import ConditionalFlowMatcher

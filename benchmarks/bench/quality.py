@@ -45,7 +45,7 @@ from genflow.system.documents import Json
 
 DATA: dict[str, dict[str, Any]] = {"fashion": {}, "emoji-animals-food": {"size": 32}}  # sources, with settings
 BUDGETS = {"tuned": (0.625, 1.25, 2.5), "published": (1.25, 2.5, 5.0)}  # points, in multiples of genflow's CPU time
-ROUNDS = {"tuned": 8, "published": 6}  # turns that give the CPU time of a step
+ROUNDS = {"tuned": 8, "published": 4}  # turns that give the CPU time of a step
 SAMPLES, ROWS, SHOWN = 500, 50, 40  # samples to measure, rows of a batch of them, samples of the picture
 OURS = "genflow"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.bench.page import machine
+from benchmarks.bench.peers import PEERS
 from genflow.evaluation.interval import mean
 from genflow.storage.files import write_atomically
 from genflow.system.documents import Json
@@ -33,7 +34,7 @@ interpolated in logarithms. CPU time is the number of steps times the median tim
 genflow take turns in one process: other processes on the machine change the seconds of both, and not their ratio.
 
 - **as published**: the example's own net, number format, batch size, optimizer, learning rate and average, and pictures
-  of the data's size. [diffusers](https://github.com/huggingface/diffusers/tree/main/examples/unconditional_image_generation):
+  of the data's size, padded to 32 pixels where its net cannot halve 28. [diffusers](https://github.com/huggingface/diffusers/tree/main/examples/unconditional_image_generation):
   `train_unconditional.py`; [torchcfm](https://github.com/atong01/conditional-flow-matching): `conditional_mnist.ipynb`;
   [denoising_diffusion_pytorch](https://github.com/lucidrains/denoising-diffusion-pytorch): the README's `Trainer`, in
   bfloat16. Batches come from memory.
@@ -81,12 +82,16 @@ def section(results: Sequence[Json]) -> str:
         return ""
     first = next(iter(ours.values()))
     parts = [HEAD.format(begin=BEGIN, machine=machine(), budget=first["budget"], samples=first["samples"])]
-    for data in dict.fromkeys(each["data"] for each in results):
+    for data in sorted({each["data"] for each in results}, key=lambda name: name != "fashion"):
         own = [each for each in results if each["data"] == data]
         floor = statistics.mean(each["fd"]["floor"] for each in own)
         features = own[0]["fd"]["features"]
         parts.append(f"### {data}\n\nThe floor is {floor:.2f}; features: {features}.\n")
         parts.append(_table(own, {seed: each for (name, seed), each in ours.items() if name == data}))
+        measured = {(each["name"], each["given"]) for each in own}
+        missing = [f"{peer} {GIVEN[given]}" for given in GIVEN for peer in PEERS if (peer, given) not in measured]
+        if missing:
+            parts.append(f"Not measured: {', '.join(missing)}.\n")
     return "\n".join([*parts, END, ""])
 
 
