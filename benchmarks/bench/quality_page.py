@@ -27,8 +27,8 @@ HEAD = """{begin}
 
 CPU time of training until the samples have a stated Fréchet distance. {machine}
 
-`genflow train flow_matching` with a budget of {budget:.0f} CPU seconds by its own clock and nothing else set reaches the
-distance that is the threshold. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
+`genflow train flow_matching` with a budget of {budget:.0f} CPU seconds by its own clock and nothing else set reaches
+the distance that is the threshold. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
 **`> 2.5`: the peer has trained for 2.5 times as long and has not reached it.** Between two measurements the time is
 interpolated in logarithms. CPU time is the number of steps times the median time of a step, for which the peer and
 genflow take turns in one process: other processes on the machine change the seconds of both, and not their ratio.
