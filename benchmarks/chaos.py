@@ -39,7 +39,7 @@ from genflow.storage.json_lines import append_durably
 from genflow.storage.store import Store
 from genflow.system.source_hash import resources_dir
 from genflow.tracking import database, sync
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 
 DATA = "ring8"
 STEPS, EVERY = 240, 6  # checkpoints so often that most of the time one is being written

@@ -112,7 +112,7 @@ def execute(plan: Plan, pipeline: Json, overrides: Json, store: Store) -> tuple[
             if not problems:  # the error is not that of a stage
                 raise
             print(f"error: {error.message}", file=sys.stderr)
-    return found, problems
+    return {name: dict(sorted(seeds.items())) for name, seeds in found.items()}, problems
 
 
 def without_goals(plan: Plan) -> Plan:

@@ -13,6 +13,7 @@ The `message` of an error says what is wrong, where and why. Its `hint` gives th
 """
 
 import difflib
+import re
 
 
 class GenflowError(Exception):
@@ -96,6 +97,31 @@ BY_CODE: dict[int, type[GenflowError]] = {
     kind.code: kind
     for kind in (GenflowError, UsageError, SetupError, ClusterError, ResourceError, DataError, GateError, Stopped)
 }
+
+
+def plain(message: str) -> str:
+    """What pydantic or Typer says of a wrong value, in the words of this project: `must be at least 1`.
+
+    Args:
+        message: for example `Input should be greater than or equal to 1`; its first letter becomes small.
+    """
+    for theirs, ours in PLAIN_WORDS.items():
+        message = re.sub(theirs, ours, message)
+    return message[:1].lower() + message[1:]
+
+
+PLAIN_WORDS = {
+    "^Value error, ": "",
+    "Input should be": "must be",
+    "Input should have|Data should have|(List|String|Tuple) should have": "must have",
+    ", (unable to|got a number) .*": "",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+    "a valid integer": "a whole number",
+    "a valid (number|list|dictionary)": r"a \1",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}  # by regular expression
 
 
 def similar(word: object, known: list[str]) -> str:

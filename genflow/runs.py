@@ -30,7 +30,7 @@ from genflow.storage.files import explain_disk_errors, link_or_copy, write_atomi
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 
 # With their imports, and the files of the run's family and nets, these decide the result of a run.
 SOURCES = (

@@ -30,7 +30,8 @@ from genflow.tracking.journal import Journal, Status, curves, journal_path
 from genflow.tracking.parameters import parameters
 from genflow.tracking.sender import Sender
 from genflow.training import forecast, verdict
-from genflow.training.checkpoint import Checkpoints, is_complete, of_run, read_state
+from genflow.training.checkpoint import read_state
+from genflow.training.checkpoint_folders import Checkpoints, is_complete, of_run
 from genflow.training.loop import NonFinite, TrainingDiverged
 from jobs.runtime.cluster import IN_A_JOB, ray_cluster
 from jobs.runtime.entrypoint import Emit, execute, warn_if_incomplete

@@ -25,7 +25,7 @@ from genflow.system import environment
 from genflow.system.documents import Json
 from genflow.tracking import database
 from genflow.tracking.sender import Sender
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.tuning import analysis, pbt, results, warm_start
 from genflow.tuning.reports import Row
 from genflow.tuning.results import ENDED

@@ -37,10 +37,10 @@ def test_a_signature_is_a_schema() -> None:
     [
         ({"step": 1}, r"sample: unknown key step \(did you mean steps\?\)"),
         ({"self": 1}, "sample: unknown key self"),
-        ({"steps": 0}, "sample.steps: input should be greater than or equal to 1, not 0"),
-        ({"steps": 2.5}, "sample.steps: input should be a valid integer"),
-        ({"mode": "c"}, "sample.mode: input should be 'a' or 'b', not 'c'"),
-        ({"wide": "banana"}, "sample.wide: input should be a valid boolean"),
+        ({"steps": 0}, "sample.steps: must be at least 1, not 0"),
+        ({"steps": 2.5}, "sample.steps: must be a whole number"),
+        ({"mode": "c"}, "sample.mode: must be 'a' or 'b', not 'c'"),
+        ({"wide": "banana"}, "sample.wide: must be true or false"),
     ],
 )
 def test_values_that_do_not_fit_a_signature_are_rejected(values: dict[str, object], message: str) -> None:

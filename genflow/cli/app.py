@@ -34,7 +34,7 @@ from genflow.cli.train import train
 from genflow.cli.tune import tune
 from genflow.cli.ui import ui
 from genflow.cli.words import Command
-from genflow.errors import GenflowError, ResourceError, UsageError
+from genflow.errors import GenflowError, ResourceError, UsageError, plain
 from genflow.system import environment
 from genflow.system.streams import prepare_streams
 
@@ -131,8 +131,8 @@ def _report_usage_error(error: Any, verbose: bool) -> int:
             print(text)
         return 2
     path = context.command_path if context else "genflow"
-    text = str(error.format_message()).rstrip(".")
-    return console.fail(UsageError(text[:1].lower() + text[1:], f"{path} --help"), verbose)
+    flag, colon, problem = str(error.format_message()).rstrip(".").partition(": ")
+    return console.fail(UsageError(plain(flag) + colon + plain(problem), f"{path} --help"), verbose)
 
 
 def _pop_verbose_flag() -> bool:

@@ -102,7 +102,7 @@ def _write(store: "Store", folder: Path, name: str, latents: "Artifact", texts: 
     from genflow.recipe.schema import parse
     from genflow.runs import create_folder, plan
     from genflow.sampling import diffusers_sd3
-    from genflow.training import checkpoint
+    from genflow.training import checkpoint, checkpoint_folders
 
     net, tensors = diffusers_sd3.read_net(folder)
     data = {"name": latents.meta["dataset"], "latents": latents.id, "text": texts.id}
@@ -123,7 +123,7 @@ def _write(store: "Store", folder: Path, name: str, latents: "Artifact", texts: 
             "step": 0, "images": 0, "seconds": 0.0, "cpu_seconds": 0.0, "rollbacks": 0,
             "parameters": sum(parameter.numel() for parameter in average.values()),
         }  # fmt: skip
-        checkpoints = checkpoint.Checkpoints(store.folder("runs", run.id) / checkpoint.FOLDER)
+        checkpoints = checkpoint_folders.Checkpoints(store.folder("runs", run.id) / checkpoint_folders.FOLDER)
         checkpoints.save(0, lambda attempt: checkpoint.write(attempt, weights, state))
         meta = {
             "family": "flow_matching", "net": "sd3", "init": "", "dataset": run.dataset.id,

@@ -47,7 +47,7 @@ from genflow.storage.store import Artifact, Store
 from genflow.system import devices, environment, source_hash
 from genflow.system.source_hash import digest
 from genflow.tracking.journal import Journal, journal_path
-from genflow.training import checkpoint
+from genflow.training import checkpoint_folders
 
 SCHEMA = "genflow.evaluate/1"
 MIN_REFERENCE_ROWS = 100  # with fewer reference rows, a warning is emitted
@@ -83,7 +83,7 @@ def find(
     Raises:
         DataError: the run's checkpoint, or the evaluation, differs from its manifest.
     """
-    checkpoint.of_run(run)
+    checkpoint_folders.of_run(run)
     artifact = store.get("evaluations", evaluation_id(run, dataset, options, sample))
     if artifact is None:
         return None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
-from genflow.errors import UsageError, nearest
+from genflow.errors import UsageError, nearest, plain
 from genflow.recipe.aliases import our_name
 from genflow.recipe.sizes import Size
 
@@ -257,14 +257,9 @@ def explain(error: ValidationError, where: str, schema: type[BaseModel]) -> str:
     # a union adds its members to the path; the key is the part before them
     parts = path[:2] if path and path[0] in SECTIONS else path
     if schema is not Recipe:  # a section whose schema is a signature: `where` is the section's name
-        return f"{where}.{'.'.join(parts[:1])}: {_lowercase_first(first['msg'])}, not {first['input']!r}"
+        return f"{where}.{'.'.join(parts[:1])}: {plain(first['msg'])}, not {first['input']!r}"
     given = f", not {first['input']!r}" if not isinstance(first.get("input"), dict) else ""
-    return f"{where}: {'.'.join(parts)}: {_lowercase_first(first['msg'])}{given}"
-
-
-def _lowercase_first(message: str) -> str:
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    return f"{where}: {'.'.join(parts)}: {plain(first['msg'])}{given}"
 
 
 def flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

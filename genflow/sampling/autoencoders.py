@@ -128,7 +128,7 @@ def _load_run(run: Artifact, facts: DataSpec, name: str) -> Loaded:
     from genflow import build
     from genflow.recipe.files import read
     from genflow.recipe.schema import parse
-    from genflow.training import checkpoint
+    from genflow.training import checkpoint, checkpoint_folders
 
     recipe = parse(read(run.file("recipe.yaml")), run.id)
     theirs = DataSpec.from_json(run.file("facts.json").read_text(encoding="utf-8"))
@@ -150,7 +150,7 @@ def _load_run(run: Artifact, facts: DataSpec, name: str) -> Loaded:
     if "factor" in recipe.family:  # its default depends on the side
         recipe = recipe.replace(family={**recipe.family, "factor": factor})
     family = build.family_of(recipe, facts)
-    folder = checkpoint.of_run(run)
+    folder = checkpoint_folders.of_run(run)
     try:
         state = checkpoint.load_weights(folder, family)
     except DataError as error:
@@ -159,7 +159,7 @@ def _load_run(run: Artifact, facts: DataSpec, name: str) -> Loaded:
         sides = [f"{H}x{W}" for _, H, W in (theirs.shape, facts.shape)]
         message = f"autoencoder {run.id} is of {sides[0]} pictures, and its net is of no other side such as {sides[1]}"
         raise UsageError(message, own) from error
-    prefix = f"{checkpoint.FOLDER}/{folder.name}/"
+    prefix = f"{checkpoint_folders.FOLDER}/{folder.name}/"
     weights = {
         name: run.manifest["files"][name]["sha256"]
         for name in run.files(f"{prefix}*.safetensors")

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from genflow.errors import DataError, UsageError, similar
+from genflow.errors import DataError, UsageError, plain, similar
 from genflow.families.autoencoder import FACTORS
 
 CLASS, CONFIG = "AutoencoderKL", "config.json"
@@ -139,7 +139,7 @@ def read_model(
         if first["type"] == "extra_forbidden":
             problem = f"unknown key {key}{similar(key, list(model.model_fields))}"
         else:
-            problem = f"{key} is {json.dumps(first['input'])}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+            problem = f"{key} is {json.dumps(first['input'])}: {plain(first['msg'])}"
         raise DataError(f"{where}: {problem}", f"choose {other}") from error
 
 

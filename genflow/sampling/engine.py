@@ -35,7 +35,7 @@ from genflow.storage.manifest import read_manifest, verify_file
 from genflow.storage.store import Artifact
 from genflow.system import devices
 from genflow.text import Label
-from genflow.training import checkpoint
+from genflow.training import checkpoint, checkpoint_folders
 
 RECIPE = "recipe.yaml"
 AUTOENCODER = "autoencoder"  # folder of the autoencoder in the folder of a run that learned latents
@@ -112,7 +112,7 @@ class Engine:
         folder = run.file(RECIPE).parent
         for name in (FACTS, *run.files(f"{AUTOENCODER}/*"), *run.files(f"{TEXT}/*")):
             run.file(name)
-        return cls.from_folder(folder, checkpoint.of_run(run), average=average, device=device)
+        return cls.from_folder(folder, checkpoint_folders.of_run(run), average=average, device=device)
 
     @classmethod
     def from_folder(

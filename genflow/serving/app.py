@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from genflow import __version__
+from genflow.errors import plain
 from genflow.serving import docs_page
 from genflow.serving.middleware import Limits, RequestLimitsMiddleware
 from genflow.serving.openapi import CODE_RESPONSES, ERROR, ERROR_RESPONSES, SAMPLE_RESPONSES
@@ -272,8 +273,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
         key = where[0] if where else None
-        message = first["msg"].removeprefix("Value error, ")
-        message = f"{key}: {message[:1].lower()}{message[1:]}" if key else message
+        message = f"{key}: {plain(first['msg'])}" if key else first["msg"]
         return _respond(RequestError(400 if key in PROMPTS else 422, message, key).reply(), request)
 
     async def http_error(request: Request, error: Exception) -> Response:

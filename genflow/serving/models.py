@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from genflow import build, families
 from genflow.data.shards import FACTS, Dataset
 from genflow.data.texts import INDEX, Texts
-from genflow.errors import DataError
+from genflow.errors import DataError, plain
 from genflow.evaluation.steps_needed import recommend
 from genflow.families.base import Family, has_encoder
 from genflow.recipe.files import read
@@ -22,7 +22,7 @@ from genflow.serving.responses import RequestError
 from genflow.specs import DataSpec
 from genflow.storage.manifest import read_manifest
 from genflow.storage.store import MANIFEST, Artifact, Store
-from genflow.training import checkpoint
+from genflow.training import checkpoint, checkpoint_folders
 
 MIN_TOLERANCE = 1e-8  # of a request; recipes may have a smaller one, which ends at rk45's largest number of steps
 MEMORY_FACTOR = 2.0  # memory of an engine / size of its weights file: the weights, and the activations
@@ -59,7 +59,7 @@ class Model:
         self.entry, self.name = entry, entry.name
         folder = local_folder(entry.path)
         self.run = _artifact(folder, entry)
-        newest = checkpoint.of_run(self.run)
+        newest = checkpoint_folders.of_run(self.run)
         self.step = int(checkpoint.read_state(newest)["step"])
         decoder = self.run.files(f"{AUTOENCODER}/{checkpoint.WEIGHTS}")
         weights = [newest / checkpoint.WEIGHTS, *map(self.run.file, decoder)]
@@ -118,7 +118,7 @@ class Model:
             if first["type"] == "extra_forbidden":
                 message = f"{self.family.title} has no option {key}"
                 raise RequestError(422, message, key, f"options: {', '.join(known) or 'none'}") from error
-            raise RequestError(422, f"{key}: {first['msg'][:1].lower()}{first['msg'][1:]}", key) from error
+            raise RequestError(422, f"{key}: {plain(first['msg'])}", key) from error
         if values.get("tolerance", 1.0) < MIN_TOLERANCE:
             raise RequestError(422, f"tolerance: the smallest is {MIN_TOLERANCE:g}", "tolerance")
         if options.get("guidance", 1.0) != 1.0 and not self.can_guide:

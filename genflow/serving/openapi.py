@@ -8,7 +8,7 @@ ERROR = {
         "application/json": {
             "example": {
                 "error": {
-                    "code": "invalid", "field": "steps", "message": "steps: input should be less than or equal to 1000",
+                    "code": "invalid", "field": "steps", "message": "steps: must be at most 1000",
                     "hint": "", "request": "1f0c2a7be4d05f63",
                 }
             }

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from genflow.errors import DataError
+from genflow.errors import DataError, plain
 
 Embedding = tuple[np.ndarray, np.ndarray]  # tokens (n, D) and pooled (P,), float32
 
@@ -115,7 +115,7 @@ def parse_config(kind: type[C], values: Mapping[str, Any]) -> C:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"config.json: {key}={first['input']!r}: {first['msg'].lower()}") from error
+        raise DataError(f"config.json: {key}={first['input']!r}: {plain(first['msg'])}") from error
 
 
 def require_heads(width: int, heads: int) -> None:

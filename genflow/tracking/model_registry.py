@@ -75,9 +75,9 @@ def promote(store: Store, run: Artifact, name: str, alias: str) -> str:
         raise UsageError(f"--alias {alias}: use only letters, digits, - and _, and neither `latest` nor v1, v2, ...")
     if not re.fullmatch(r"[^/:.%\"']{1,200}", name):
         raise UsageError(f"--name {name}: do not use / : . % or quotes")
-    from genflow.training import checkpoint
+    from genflow.training import checkpoint_folders
 
-    newest = checkpoint.of_run(run)
+    newest = checkpoint_folders.of_run(run)
     meta = run.meta
     with Journal(journal_path(store.root, run.id), experiment=str(meta.get("dataset_name")), name=run.name) as journal:
         journal.model(newest, name, step=int(meta.get("steps", 0)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from genflow.training import checkpoint, sharded_checkpoint
+from genflow.training import checkpoint, checkpoint_folders, sharded_checkpoint
 from genflow.training.ema import Ema
 from genflow.training.session import Session
 from genflow.training.workers import WorkerError, Workers
@@ -67,7 +67,7 @@ def _open(session: Session, chosen: Seen) -> Path | None:
 def _seen(folder: Path | None) -> Seen:
     if folder is None:
         return "", "", 0
-    return folder.name, checkpoint.identity(folder), checkpoint.read_state(folder)["step"]
+    return folder.name, checkpoint_folders.identity(folder), checkpoint.read_state(folder)["step"]
 
 
 def _words(seen: Seen) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from genflow.batch import Batch
-    from genflow.training.checkpoint import Checkpoints
+    from genflow.training.checkpoint_folders import Checkpoints
 
 
 def _ignore(*_: Any, **__: Any) -> None:

@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from genflow.storage.files import explain_disk_errors
-from genflow.training.checkpoint import STATE, Checkpoints, State, read_state, require_fit, wait_for_copies
+from genflow.training.checkpoint import STATE, State, read_state, require_fit, wait_for_copies
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.fsdp import is_sharded
 from genflow.training.workers import PATIENCE, Workers, is_lost
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from genflow.storage.store import MANIFEST, Store
 from genflow.system.documents import Json
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.tuning.trial import CHECKPOINTS, trial_folder
 from genflow.tuning.trial_log import TrialLog
 

@@ -31,7 +31,8 @@ from genflow.system import devices
 from genflow.system.documents import Json
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
-from genflow.training.checkpoint import Checkpoints, read_state
+from genflow.training.checkpoint import read_state
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.session import Session
 from genflow.tuning import metrics, space
 from genflow.tuning.objective import ObjectiveTrial, one_line

@@ -50,7 +50,7 @@ WRONG_COMMANDS = [
     (["sample", "nothing"], 2, "no run 'nothing'"),
     (["sample", "latest"], 2, "has none"),
     (["sample", "latest", "-o", "x.jpg"], 2, ".jpg"),
-    (["sample", "latest", "-n", "0"], 2, "greater than or equal to 1"),
+    (["sample", "latest", "-n", "0"], 2, "must be at least 1"),
     (["evaluate"], 2, "RUN"),
     (["tables"], 2, "--data"),
     (["tables", "--data", "nowhere"], 2, "no dataset 'nowhere'"),

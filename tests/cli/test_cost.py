@@ -46,7 +46,7 @@ def test_a_teacher_need_not_exist(genflow: Command) -> None:
         (("--pixels", "32", "--data", "digits"), "--pixels is for pictures that do not exist yet"),
         (("--pixels", "32", "--on", "h10"), "no GPU 'h10' in the table of limits"),
         (("--pixels", "32", "--gpus", "64"), "train.batch=32 cannot be shared by 64 GPUs"),
-        (("--pixels", "32", "--size", "huge"), "size: input should be 'xs', 's', 'm', 'l' or 'xl'"),
+        (("--pixels", "32", "--size", "huge"), "size: must be 'xs', 's', 'm', 'l' or 'xl'"),
         (("--pixels", "32", "--set", "train.lr=x"), "train.lr"),
     ],
 )

@@ -78,7 +78,7 @@ def _given(budget: tuple[str, str]) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("family.forget=2", "family.forget: input should be less than 1, not 2"),
+        ("family.forget=2", "family.forget: must be less than 1, not 2"),
         ("net.kind=unett", "unknown net 'unett'"),
         ("sample.step=3", "unknown key step"),
     ],

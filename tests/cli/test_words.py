@@ -63,7 +63,7 @@ def test_a_flag_of_another_tool_works(genflow: Command) -> None:
     data = json.loads(out)["recipe"]["data"]
     assert (data["size"], data["seed"]) == (16, 5)
     for args, message in (
-        (("train", "ddpm", "--lr", "-1"), "train.lr: input should be greater than 0"),
+        (("train", "ddpm", "--lr", "-1"), "train.lr: must be greater than 0"),
         (("train", "ddpm", "--lr"), "option --lr needs a value: it sets train.lr"),
         (("train", "ddpm", "--nothing", "3"), "no such option: --nothing"),
     ):

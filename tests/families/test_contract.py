@@ -20,7 +20,7 @@ from genflow.recipe.schema import Recipe
 from genflow.sampling.engine import Engine
 from genflow.specs import DataSpec
 from genflow.system.source_hash import resources_dir
-from genflow.training import checkpoint
+from genflow.training import checkpoint_folders
 from genflow.training.ema import with_average
 from genflow.training.loop import fit
 from genflow.training.session import Session
@@ -190,7 +190,7 @@ def test_a_checkpoint_restores_samples_to_the_bit(kind: str, tmp_path: Path) -> 
     facts = FACTS["grey"]
     chosen = recipe(kind, facts, train={"steps": 3, "batch": 8})
     model = build.family_of(chosen, facts)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints")
+    checkpoints = checkpoint_folders.Checkpoints(tmp_path / "checkpoints")
     fit(model, lambda step: batch(facts, step), Session(save=checkpoints.save), chosen.train)
     folder = checkpoints.newest()
     assert folder is not None

@@ -19,7 +19,7 @@ from genflow.families.gan import Gan, TrainingMonitor
 from genflow.maths.rng import BatchRng, SampleRng
 from genflow.specs import DataSpec
 from genflow.training import loop
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.ema import with_average
 from genflow.training.session import Session
 

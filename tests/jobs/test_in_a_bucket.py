@@ -28,7 +28,7 @@ from genflow.sampling.engine import Engine
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
 from genflow.tracking.journal import curves, journal_path
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from jobs import encode, reflow, train, tune
 from jobs.runtime import shard_actors
 

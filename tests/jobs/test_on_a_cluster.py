@@ -28,7 +28,7 @@ from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data, Recipe
 from genflow.storage.store import Store
 from genflow.system import environment
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 
 pytestmark = pytest.mark.ray
 TOKEN = "5ec4e7" * 10

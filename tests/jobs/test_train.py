@@ -24,7 +24,7 @@ from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.system import events, source_hash
 from genflow.tracking.journal import curves, entries, journal_path
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from jobs import train
 
 pytestmark = pytest.mark.usefixtures("without_mlflow")

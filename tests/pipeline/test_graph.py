@@ -78,7 +78,7 @@ def test_a_stage_overrides_its_preset_and_set_overrides_both() -> None:
         ({"stages": {"f": {**FLOW, "preset": "flow_match"}}}, r"\(did you mean flow_matching\?\)"),
         ({"stages": {"f": {**FLOW, "preset": 5}}}, "there is no preset 5"),
         ({"stages": {"f": {**FLOW, "preset": "quickstart"}}}, "quickstart is a pipeline"),
-        ({"stages": {"f": {**FLOW, "train": {"steps": 0}}}}, "stage f: train.steps: input should be greater than 0"),
+        ({"stages": {"f": {**FLOW, "train": {"steps": 0}}}}, "stage f: train.steps: must be greater than 0"),
         ({"stages": {"r": {"job": "compare", "runs": "flow"}}}, "stage r: runs must be a list of stages or runs"),
         ({"stages": {"r": {"job": "compare", "runs": []}}}, "stage r: runs must be a list of stages or runs"),
         ({"stages": {"r": {"job": "compare", "runs": ["r"]}}}, "these stages depend on each other in a cycle: r"),

@@ -71,8 +71,8 @@ def test_values_of_set_are_read_as_json_or_words(text: str) -> None:
         ({"train": 3}, "train is a section of keys, not 3"),
         ({"net": ["mlp"]}, "net is a section of keys, not ['mlp']"),
         ({"name": "a/b"}, "name: use letters, digits, '.', '_' and '-', at most 80, not 'a/b'"),
-        ({"evaluate": {"steps": [1, 0]}}, "evaluate.steps: input should be greater than 0, not 0"),
-        ({"data": {"channels": 4}}, "data.channels: input should be 'auto', 1 or 3, not 4"),
+        ({"evaluate": {"steps": [1, 0]}}, "evaluate.steps: must be greater than 0, not 0"),
+        ({"data": {"channels": 4}}, "data.channels: must be 'auto', 1 or 3, not 4"),
     ],
 )
 def test_an_error_names_the_key_and_the_allowed_values(document: dict[Any, Any], message: str) -> None:

@@ -88,7 +88,7 @@ def damage(folder: Path, name: str, change: Callable[[Tensor], Tensor] | None) -
         ({"dual_attention_layers": [0]}, "dual_attention_layers, as Stable Diffusion 3.5 medium has them, are not"),
         ({"out_channels": 8}, "in_channels is 4 and out_channels is 8"),
         ({"caption_projection_dim": 8}, "caption_projection_dim is 8, and the heads have 16 channels"),
-        ({"qk_norm": "layer_norm"}, 'qk_norm is "layer_norm": input should be \'rms_norm\''),
+        ({"qk_norm": "layer_norm"}, 'qk_norm is "layer_norm": must be \'rms_norm\''),
         ({"num_layer": 2}, r"unknown key num_layer \(did you mean num_layers\?\)"),
         ({"num_layers": 3}, "tensor transformer_blocks.1.norm1_context.linear.weight has the shape"),
         ({"pos_embed_max_size": 13}, r"pos_embed.pos_embed is missing or is not of the shape \(1, 169, 16\)"),

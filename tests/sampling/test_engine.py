@@ -16,7 +16,7 @@ from genflow.nets.convolutions import Pointwise
 from genflow.recipe.files import dump
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Artifact, Store
-from genflow.training import checkpoint
+from genflow.training import checkpoint, checkpoint_folders
 
 
 def engine(data: str = "grey", kind: str = "flow_matching", **sample: object) -> Engine:
@@ -138,9 +138,9 @@ def test_options_override_the_recipes(grey: Engine) -> None:
         ([-1], {}, "label -1 is out of range"),
         ([1, 2], {}, "2 labels for 1 seeds"),
         (None, {"stepz": 3}, r"unknown key stepz \(did you mean steps\?\)"),
-        (None, {"steps": 0}, "sample.steps: input should be greater than or equal to 1, not 0"),
-        (None, {"sampler": "magic"}, "sample.sampler: input should be 'ddpm'"),
-        (None, {"guidance": float("nan")}, "sample.guidance: input should be a finite number"),
+        (None, {"steps": 0}, "sample.steps: must be at least 1, not 0"),
+        (None, {"sampler": "magic"}, "sample.sampler: must be 'ddpm'"),
+        (None, {"guidance": float("nan")}, "sample.guidance: must be a finite number"),
     ],
 )
 def test_invalid_requests_give_one_line(grey: Engine, labels: list[int] | None, options: dict, message: str) -> None:
@@ -182,7 +182,7 @@ def run(store: Store) -> Artifact:
     (folder / "recipe.yaml").write_text(text, encoding="utf-8")
     (folder / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()), encoding="utf-8")
     average = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    checkpoints = checkpoint.Checkpoints(folder / "checkpoints")
+    checkpoints = checkpoint_folders.Checkpoints(folder / "checkpoints")
     checkpoints.save(5, lambda into: checkpoint.write(into, checkpoint.gather(model, average, {}), {"step": 5}))
     return store.finalize("runs", "r-1")
 

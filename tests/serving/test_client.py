@@ -28,7 +28,7 @@ def test_samples_equal_the_engine(server: str, model_store: ModelStore) -> None:
 
 def test_server_errors_become_genflow_errors(server: str) -> None:
     """The client raises UsageError with the server's message, and SetupError without a server."""
-    with pytest.raises(UsageError, match="sampler: input should be"):
+    with pytest.raises(UsageError, match="sampler: must be"):
         Client(server).samples("flow", sampler="magic")
     with pytest.raises(UsageError, match="there is no model 'a b'"):
         Client(server).samples("a b")

@@ -228,7 +228,7 @@ def test_an_error_is_shown(tab: browser.Page) -> None:
     tab.run("document.querySelector('#option-eta').removeAttribute('max')")
     tab.run("document.querySelector('#option-eta').value = 7; document.querySelector('#draw').click()")
     tab.until("!document.querySelector('#error').hidden")
-    assert "Eta: input should be less than or equal to 1." in tab.run("document.querySelector('#error').innerText")
+    assert "Eta: must be at most 1." in tab.run("document.querySelector('#error').innerText")
     save_screenshot(tab, "error")
     tab.run("document.querySelector('#option-eta').value = 0; document.querySelector('#draw').click()")
     tab.until(f"document.querySelector('#error').hidden && {DRAWN}")

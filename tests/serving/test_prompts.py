@@ -154,7 +154,7 @@ def test_any_text_is_drawn(url: str, text: str) -> None:
         ("models/kinds/samples", {"negative_prompt": RED}, "negative_prompt: this model has classes, not captions"),
         ("models/kinds/walks", {"to_prompt": RED}, "to_prompt: this model has classes, not captions"),
         ("models/words/samples", {"label": "red"}, "label: this model has captions, not classes"),
-        ("models/words/samples", {"prompt": "x" * 4001}, "prompt: string should have at most 4000 characters"),
+        ("models/words/samples", {"prompt": "x" * 4001}, "prompt: must have at most 4000 characters"),
         ("models/words/samples", {"prompt": [RED] * 3, "n": 2}, "prompt: 3 prompts for 2 samples"),
         ("models/words/samples", {"prompt": "a \ud800"}, "the JSON contains a lone surrogate"),
         ("models/words/samples", {"prompt": 3}, "prompt: "),
@@ -213,9 +213,9 @@ def test_errors_of_the_official_client(official: openai.OpenAI) -> None:
         official.images.generate(model="dall-e-3", prompt=RED)
     with pytest.raises(openai.UnprocessableEntityError, match="images of 16x16"):
         official.images.generate(prompt=RED, size="1024x1024")
-    with pytest.raises(openai.UnprocessableEntityError, match="response_format: input should be 'b64_json'"):
+    with pytest.raises(openai.UnprocessableEntityError, match="response_format: must be 'b64_json'"):
         official.images.generate(prompt=RED, response_format="url")
-    with pytest.raises(openai.UnprocessableEntityError, match="stream: input should be False"):
+    with pytest.raises(openai.UnprocessableEntityError, match="stream: must be False"):
         list(official.images.generate(prompt=RED, stream=True))
 
 

@@ -18,7 +18,7 @@ from genflow.errors import DataError, SetupError, UsageError
 from genflow.storage import lock, mirror, names
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.journal import Journal, curves, journal_path
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 
 
 @pytest.fixture

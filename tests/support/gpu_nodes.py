@@ -25,7 +25,8 @@ from genflow.recipe.compose import compose
 from genflow.recipe.schema import Cluster
 from genflow.storage.store import Store
 from genflow.training import sharded_checkpoint
-from genflow.training.checkpoint import Checkpoints, read_state
+from genflow.training.checkpoint import read_state
+from genflow.training.checkpoint_folders import Checkpoints
 from jobs.runtime.train import stop_signal, waiting, worker_group
 
 FOLDER, told = Path(sys.argv[1]), {}

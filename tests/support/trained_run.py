@@ -13,7 +13,7 @@ from genflow.maths.rng import key
 from genflow.storage.store import Artifact, Store
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import loop
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.session import Session
 from support.small import recipe
 

@@ -152,7 +152,7 @@ def spoil(home: Path, what: str) -> None:
         ("gpt", UsageError, "{home} is of the unknown architecture 'gpt2'"),
         ("no type", UsageError, "{home}/config.json has no model_type, so it is no model of transformers"),
         ("no json", DataError, "{home}/config.json is no JSON object"),
-        ("value", DataError, "{home}: config.json: hidden_size='wide': input should be a valid integer"),
+        ("value", DataError, "{home}: config.json: hidden_size='wide': must be a whole number"),
         ("act", DataError, "{home}: config.json: unknown activation 'mish'"),
         ("heads", DataError, "{home}: config.json: num_attention_heads does not divide hidden_size"),
         ("weights", DataError, "{home} has no model.safetensors"),

@@ -17,14 +17,14 @@ from genflow.serving.model_list import ServedModel
 from genflow.storage.store import Artifact, Store
 from genflow.text_encoders import minilm
 from genflow.tracking.model_package import copy_model_files, save_pyfunc_model
-from genflow.training import checkpoint
+from genflow.training import checkpoint_folders
 
 RED = "a red tiger"
 
 
 def packed(run: Artifact, folder: Path) -> Path:
     folder.mkdir()
-    copy_model_files(checkpoint.of_run(run), run.folder, folder)
+    copy_model_files(checkpoint_folders.of_run(run), run.folder, folder)
     return folder
 
 

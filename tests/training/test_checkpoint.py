@@ -13,8 +13,8 @@ from torch import nn
 
 from genflow.errors import DataError
 from genflow.storage import files
-from genflow.training import checkpoint
-from genflow.training.checkpoint import Checkpoints
+from genflow.training import checkpoint, checkpoint_folders
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.muon import Muon
 
 
@@ -93,7 +93,7 @@ def test_a_save_that_is_killed_at_any_moment_loses_nothing(
     seen = set()
     for _ in crashes(lambda: kept.save(3, write("again"))):
         for path in kept.folder.glob("step_*"):  # what the run's manifest would list
-            assert ".tmp-" in path.name or checkpoint.is_complete(path)
+            assert ".tmp-" in path.name or checkpoint_folders.is_complete(path)
         kept.tidy()
         newest = kept.newest()
         assert newest is not None
@@ -135,7 +135,7 @@ def test_a_file_of_another_worker_that_is_not_visible_ends_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on nodes that mount two different disks."""
-    monkeypatch.setattr(checkpoint, "LOOKS", 1)
+    monkeypatch.setattr(checkpoint_folders, "LOOKS", 1)
     kept = Checkpoints(tmp_path)
     attempt = kept.begin(1)
     write()(kept.folder_of(attempt))

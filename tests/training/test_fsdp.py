@@ -16,16 +16,17 @@ from genflow.data.shards import Dataset
 from genflow.errors import UsageError
 from genflow.recipe.compose import compose
 from genflow.storage.store import Store
-from genflow.training import checkpoint, fsdp
+from genflow.training import fsdp
+from genflow.training.checkpoint_folders import Checkpoints
 
 WORKER = """
 import json, shutil, threading
 from pathlib import Path
 from support.small import FACTS, batch, recipe
 from genflow import build
-from genflow.training import checkpoint, loop
+from genflow.training import loop
 from genflow.batch import Batch
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.data.stream import rank_range
 from genflow.training.session import Session
 
@@ -201,7 +202,7 @@ def saved(trained: Callable[..., Path]) -> Path:
 
 def test_every_worker_writes_its_shards(saved: Path) -> None:
     """In files without pickles, of which none has a whole matrix; the end has whole tensors."""
-    kept = checkpoint.Checkpoints(saved / "resumed")
+    kept = Checkpoints(saved / "resumed")
     names = {path.name: sorted(file.name for file in path.iterdir()) for path in kept.steps()}
     shards = [f"shard-0000{worker}-model-00001-of-00001.safetensors" for worker in (1, 2)]
     assert names["step_00000002"] == names["step_00000003"] == ["manifest.json", *shards, "state.json"]
@@ -216,7 +217,7 @@ def test_every_worker_writes_its_shards(saved: Path) -> None:
 
 def test_a_stopped_run_has_the_same_bits(saved: Path) -> None:
     """As one that was not stopped, whose checkpoint was written while training continued."""
-    resumed, late = (checkpoint.Checkpoints(saved / name).folder for name in ("resumed", "late"))
+    resumed, late = (Checkpoints(saved / name).folder for name in ("resumed", "late"))
     assert (saved / "late.txt").read_text(encoding="utf-8") == ""  # at step 3, no file of step 2 was written
     for path in sorted(late.glob("step_*/*.safetensors")):
         other = resumed / path.relative_to(late)
@@ -240,7 +241,7 @@ def test_a_checkpoint_that_fails_on_one_worker_ends_both(saved: Path, name: str,
     """It does not exist, and the one before it stays."""
     errors = [(saved / f"{name}-{rank}.error").read_text(encoding="utf-8") for rank in (0, 1)]
     assert all("No space left" in error or "disk full" in error for error in errors)
-    kept = checkpoint.Checkpoints(saved / name)
+    kept = Checkpoints(saved / name)
     assert [path.name for path in kept.steps()] == ([newest] if newest else [])
     assert sorted(path.name for path in kept.folder.iterdir()) == [path.name for path in kept.steps()]
 
@@ -257,13 +258,13 @@ def test_three_workers_resume_from_two(tmp_path: Path) -> None:
 
 def distance(one: Path, other: Path) -> float:
     """Of the weights at the end, relative to their norm."""
-    ours, theirs = (tensors(checkpoint.Checkpoints(each).steps()[-1] / "weights.safetensors") for each in (one, other))
+    ours, theirs = (tensors(Checkpoints(each).steps()[-1] / "weights.safetensors") for each in (one, other))
     apart = sum(float((theirs[name] - tensor).double().square().sum()) for name, tensor in ours.items())
     return (apart / sum(float(tensor.double().square().sum()) for tensor in ours.values())) ** 0.5
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(checkpoint.Checkpoints(folder).steps()[-1].glob("*.safetensors"))
+    return sorted(Checkpoints(folder).steps()[-1].glob("*.safetensors"))
 
 
 def tensors(file: Path) -> dict[str, Any]:

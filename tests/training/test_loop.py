@@ -22,7 +22,7 @@ from genflow.batch import Batch
 from genflow.families.base import Family
 from genflow.recipe.schema import Train
 from genflow.training import clock, loop
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.ema import with_average
 from genflow.training.optim import AdamW, optimizers_of
 from genflow.training.session import Session

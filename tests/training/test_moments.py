@@ -16,7 +16,8 @@ from genflow.families.flow_matching import FlowMatching
 from genflow.maths.rng import BatchRng
 from genflow.recipe.schema import Train
 from genflow.training import loop, verdict
-from genflow.training.checkpoint import Checkpoints, read_state
+from genflow.training.checkpoint import read_state
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.moments import FORWARD, GROUPS, MOMENTS, Forecast
 from genflow.training.session import Session
 

@@ -17,13 +17,13 @@ from support.small import FACTS, batch, recipe
 from genflow import build
 from genflow.batch import Batch
 from genflow.errors import DataError
-from genflow.training import checkpoint, loop, workers
-from genflow.training.checkpoint import Checkpoints
+from genflow.training import checkpoint_folders, loop, workers
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.session import Session
 
 dist.destroy_process_group()
 torch.set_num_threads(1)
-checkpoint.LOOKS, workers.ANSWER = 1, datetime.timedelta(seconds=1)
+checkpoint_folders.LOOKS, workers.ANSWER = 1, datetime.timedelta(seconds=1)
 FOLDER, POINTS, told = Path(folder), FACTS["points"], {}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.tuning import pbt
 from genflow.tuning.trial import CHECKPOINTS, Task, Trial, TrialContext
 from genflow.tuning.trial_log import TrialLog

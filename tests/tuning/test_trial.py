@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from genflow.errors import ResourceError
 from genflow.recipe.compose import compose
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.loop import NonFinite
 from genflow.tuning.trial import CHECKPOINTS, REPORTS, Trial, TrialContext, position, read_reports
 

@@ -24,7 +24,7 @@ from genflow.storage.store import Store
 from genflow.system import devices, events
 from genflow.tracking.journal import Journal, journal_path
 from genflow.training import compilation, loop
-from genflow.training.checkpoint import Checkpoints
+from genflow.training.checkpoint_folders import Checkpoints
 from genflow.training.moments import GROUPS
 from genflow.training.session import Session
 from jobs.runtime import gpus
