@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-photographs results-text-to-image tables presets bench bench-quality chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-latents-families results-latents-128 results-photographs results-text-to-image tables presets bench bench-quality chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -69,7 +69,15 @@ results: $(VENV)/.installed
 results-latents: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents.yaml --out docs/latents-results.md
 
-# the same for crops of photographs (as long; needs mate-backgrounds)
+# every family on the latents of colour icons, in ten minutes each (an hour and a half of one core)
+results-latents-families: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_families.yaml --out docs/latents-families.md
+
+# icons of 128 pixels (forty minutes of one core)
+results-latents-128: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_128.yaml --out docs/latents-128.md
+
+# latents against pixels, as above, for crops of photographs (as long; needs mate-backgrounds)
 results-photographs: $(VENV)/.installed
 	test -d benchmarks/photographs || $(BIN)/python -m benchmarks.autoencoder --cut /usr/share/backgrounds/mate/nature benchmarks/photographs
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_photographs.yaml --out docs/latents-photographs.md
@@ -90,16 +98,16 @@ tables: $(VENV)/.installed
 	  $(BIN)/genflow tables --data fashion --cpu-minutes 1 --set evaluate.sweep_samples=500 --out docs/results/tables-fashion.$$form || exit; \
 	done
 
-# genflow against other libraries, in pairs, into docs/benchmarks.md (five minutes of CPU time on one core)
-PEERS := torchcfm==1.0.7 pot denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 accelerate einops pytorch-fid
+# genflow against other libraries, in pairs, into docs/benchmarks.md (a quarter of an hour of CPU time on one core); PARTS="data memory"
+PEERS := torchcfm==1.0.7 pot denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 accelerate einops pytorch-fid torch-fidelity==0.4.0
 bench: $(VENV)/.installed-test
-	test -d build/peers || $(BIN)/pip install -q --no-deps --target build/peers $(PEERS)
-	OMP_NUM_THREADS=1 PYTHONPATH=build/peers $(BIN)/python -m benchmarks.bench --out docs/benchmarks.md
+	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench $(PARTS) --out docs/benchmarks.md
 
 # CPU time of trainings until a stated quality, against other libraries (an hour of CPU time a seed; again to resume); SEEDS
 bench-quality: $(VENV)/.installed-test
-	test -d build/peers || $(BIN)/pip install -q --no-deps --target build/peers $(PEERS)
-	OMP_NUM_THREADS=1 PYTHONPATH=build/peers $(BIN)/python -m benchmarks.bench.quality \
+	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench.quality \
 	  --seeds $(or $(SEEDS),0) --out docs/benchmarks.md
 
 # kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY

@@ -50,6 +50,10 @@ BITS = """- **bits/dim**: ≤ marks a bound, ≈ the estimate of an ODE solver. 
 MADE_BY = {
     (): "make results",
     ("--plan", "benchmarks/latents.yaml", "--out", "docs/latents-results.md"): "make results-latents",
+    ("--plan", "benchmarks/latents_families.yaml", "--out", "docs/latents-families.md"): (
+        "make results-latents-families"
+    ),
+    ("--plan", "benchmarks/latents_128.yaml", "--out", "docs/latents-128.md"): "make results-latents-128",
     ("--plan", "benchmarks/latents_photographs.yaml", "--out", "docs/latents-photographs.md"): (
         "make results-photographs"
     ),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.bench.page import Row, Table, page
+from benchmarks.bench.page import Listing, Row, Table, page, part, parts_of
 from benchmarks.bench.pairs import rank, ratio, take_turns
 
 
@@ -16,9 +16,19 @@ def test_a_ratio_compares_rounds() -> None:
     base = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
     found = ratio([1.5 * each for each in base], base)
     assert (found.value, found.low, found.high, found.rounds) == (1.5, 1.5, 1.5, 7)
-    assert "| ours | theirs | **1.50** | 1.50 to 1.50 | 8000.0 | 12000.0 |" in page(
-        [Table("Title", "Text.", "ms", [Row("ours", "theirs", found, 1000)], ["another (is not installed)"])]
-    )
+    table = Table("Title", "Text.", "ms", [Row("ours", "theirs", found, 1000)], ["another (is not installed)"])
+    text = part([table])
+    assert "| ours | theirs | **1.50** | 1.50 to 1.50 | 8000.0 | 12000.0 |" in text
+    assert "Left out: another (is not installed)." in text
+
+
+def test_a_run_replaces_its_own_parts_of_the_page() -> None:
+    """The parts keep their order, and a part that was not measured keeps its text."""
+    texts = {name: part([Listing(name, "Text.", ("part", "ms"), [("all", "1")])]) for name in ("step", "data")}
+    text = page(dict(reversed(texts.items())), ("step", "sampling", "data"))
+    assert parts_of(text) == texts
+    assert text.index("## step") < text.index("## data")
+    assert "| part | ms |\n|---|---|\n| all | 1 |" in text
 
 
 def test_contestants_take_turns() -> None:

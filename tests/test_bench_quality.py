@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.bench.examples import integral, padding
-from benchmarks.bench.quality_page import BEGIN, END, kept, ratio, read, section, write
+from benchmarks.bench.page import PARTS, page, parts_of
+from benchmarks.bench.quality_page import ratio, read, section, write
 from genflow.system.documents import Json
 
 
@@ -41,17 +42,10 @@ def test_the_section_of_the_page(tmp_path: Path) -> None:
     assert "| peer | tuned | 2 | 1.0 | 32 | 400 | 375 | 150 | 10 | 20.00 (20.00 to 20.00) | 40.0 | **> 2.5** |" in text
     assert "| **2.00** (2.00 to 2.00) |" in text
     assert "Not measured: diffusers tuned, torchcfm tuned," in text
-    assert text.startswith(BEGIN)
-    assert text.endswith(f"{END}\n")
-    page = tmp_path / "page.md"
-    page.write_text("# Title\n", encoding="utf-8")
-    write(page, "old")
-    write(page, text)
-    write(page, text)
-    written = page.read_text(encoding="utf-8")
-    assert (written.count(BEGIN), kept(written)) == (1, text)
-    assert written.startswith("# Title\n")
-    assert not kept("# Title\n")
+    file = tmp_path / "page.md"
+    file.write_text(page({"data": "Data.", "quality": "Old."}, PARTS), encoding="utf-8")
+    write(file, text)
+    assert parts_of(file.read_text(encoding="utf-8")) == {"data": "Data.", "quality": text}
 
 
 def test_padding_and_the_sampler_of_two_steps() -> None:

@@ -1,22 +1,30 @@
-"""What was measured as a page: ratios with intervals, the machine and the versions."""
+"""What was measured as a page: ratios with intervals, the machine and the versions.
+
+Each comparison is a part of the page between two marks, and a run replaces only the parts that it has measured.
+"""
 
 import platform
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 from benchmarks.bench.pairs import LEVEL, Ratio
 
-PACKAGES = ("torch", "diffusers", "torchcfm", "denoising-diffusion-pytorch", "ema-pytorch", "typer")
-HEAD = """<!-- Written by `make bench`. -->
+PACKAGES = (
+    "torch", "diffusers", "torchcfm", "denoising-diffusion-pytorch", "ema-pytorch", "datasets", "torchmetrics",
+    "torch-fidelity", "typer",
+)  # fmt: skip
+PARTS = ("step", "sampling", "data", "overhead", "memory", "evaluation", "quality")  # of the page, in order
+HEAD = f"""<!-- Written by `make bench`. -->
 # Against other libraries
 
-Contestants take turns in one process, and the CPU seconds of the same round are compared. A ratio is the median over
-the rounds, with its {level:.0%} interval. `make bench` repeats everything on this page.
-
-{machine}
+Contestants take turns, and their CPU seconds of the same round are compared. A ratio is the median over the rounds,
+with its {LEVEL:.0%} interval. `make bench` repeats everything on this page but the time to quality, which
+`make bench-quality` measures; `make bench PARTS="data memory"` repeats two parts.
 """
+PART = "<!-- {name} -->\n{text}\n<!-- end of {name} -->\n"
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Table:
         rows: the pairs.
         missing: peers that could not run, and why.
         heads: of both columns.
+        form: of the ratios.
+        notes: Markdown after the table.
     """
 
     title: str
@@ -61,33 +71,61 @@ class Table:
     rows: Sequence[Row]
     missing: Sequence[str] = field(default=())
     heads: tuple[str, str] = ("genflow", "peer")
+    form: str = ".2f"
+    notes: str = ""
 
 
-def page(tables: Iterable[Table]) -> str:
-    """All tables as Markdown."""
-    parts, texts = [HEAD.format(level=LEVEL, machine=machine())], set()
+@dataclass(frozen=True)
+class Listing:
+    """A table without pairs: `heads` and `rows` of cells; the other fields are those of `Table`."""
+
+    title: str
+    text: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def page(parts: Mapping[str, str], names: Sequence[str]) -> str:
+    """The page of parts, in the order of names."""
+    found = [PART.format(name=name, text=parts[name]) for name in names if name in parts]
+    return "\n".join([HEAD, *found])
+
+
+def parts_of(text: str) -> dict[str, str]:
+    """The parts of a page by name."""
+    return dict(re.findall(r"<!-- ([a-z]+) -->\n(.*?)\n<!-- end of \1 -->\n", text, re.DOTALL))
+
+
+def part(tables: Iterable[Table | Listing]) -> str:
+    """The tables of a comparison as Markdown, with the machine and the versions."""
+    texts: set[str] = set()
+    found = []
     for table in tables:
-        parts.append(f"## {table.title}\n")
+        found.append(f"## {table.title}\n")
         if table.text not in texts:
-            parts.append(table.text)
+            found.append(table.text)
             texts.add(table.text)
-        parts.append(_table(table))
-        if table.missing:
-            parts.append(f"Left out: {', '.join(table.missing)}.\n")
-    return "\n".join(parts)
+        found.append(_listed(table.heads, table.rows) if isinstance(table, Listing) else _table(table))
+    return "\n".join([*found, machine()])
 
 
 def _table(table: Table) -> str:
     ours, peer = table.heads
-    lines = [f"| {ours} | {peer} | ratio | interval | {ours}, {table.unit} | {peer}, {table.unit} |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    rows = []
     for row in table.rows:
         r = row.ratio
-        lines.append(
-            f"| {row.ours} | {row.peer} | **{r.value:.2f}** | {r.low:.2f} to {r.high:.2f} "
-            f"| {row.in_unit(r.base)} | {row.in_unit(r.seconds)} |"
-        )
-    return "\n".join(lines) + "\n"
+        value, low, high = (format(each, table.form) for each in (r.value, r.low, r.high))
+        times = row.in_unit(r.base), row.in_unit(r.seconds)
+        rows.append((row.ours, row.peer, f"**{value}**", f"{low} to {high}", *times))
+    text = _listed((ours, peer, "ratio", "interval", f"{ours}, {table.unit}", f"{peer}, {table.unit}"), rows)
+    if table.missing:
+        text += f"\nLeft out: {', '.join(table.missing)}.\n"
+    return f"{text}\n{table.notes}\n" if table.notes else text
+
+
+def _listed(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"|{'|'.join(cells)}|\n" if cells[0] == "---" else f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def machine() -> str:
@@ -98,7 +136,7 @@ def machine() -> str:
             found.append(f"{name} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
             continue
-    return f"{_processor()}, one thread; Python {platform.python_version()}, {', '.join(found)}."
+    return f"Measured on {_processor()}, one thread; Python {platform.python_version()}, {', '.join(found)}.\n"
 
 
 def _processor() -> str:

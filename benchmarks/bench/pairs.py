@@ -5,6 +5,7 @@ the ratio of their CPU seconds varies much less. The median of the ratios has an
 their distribution: of n ratios, the k-th smallest and the k-th largest, with k from the binomial distribution.
 """
 
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,13 @@ LEVEL = 0.95  # of an interval
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as much CPU time one contestant takes as another.
+    """How many times as much CPU time, or memory, one contestant takes as another.
 
     Args:
         value: the median of the rounds' ratios.
         low: lower end of its interval.
         high: upper end of its interval.
-        seconds: median CPU seconds of a turn of the first one.
+        seconds: median CPU seconds of a turn of the first one, or its median memory.
         base: of the other one.
         rounds: the number of ratios.
     """
@@ -36,13 +37,22 @@ class Ratio:
     rounds: int
 
 
-def take_turns(turns: Mapping[str, Turn], rounds: int, warm_up: int = 2) -> dict[str, list[float]]:
+def of_children() -> float:
+    """CPU seconds of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def take_turns(
+    turns: Mapping[str, Turn], rounds: int, warm_up: int = 2, clock: Callable[[], float] = time.process_time
+) -> dict[str, list[float]]:
     """CPU seconds of each contestant in each round. Every second round has the reverse order.
 
     Args:
         turns: the contestants by name; a call is one turn.
         rounds: measured turns of each.
         warm_up: turns of each before the first round.
+        clock: returns CPU seconds; `of_children` for contestants that are programs.
     """
     for turn in turns.values():
         for _ in range(warm_up):
@@ -50,9 +60,9 @@ def take_turns(turns: Mapping[str, Turn], rounds: int, warm_up: int = 2) -> dict
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds):
         for name in list(turns)[:: -1 if number % 2 else 1]:
-            before = time.process_time()
+            before = clock()
             turns[name]()
-            seconds[name].append(time.process_time() - before)
+            seconds[name].append(clock() - before)
     return seconds
 
 

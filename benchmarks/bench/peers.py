@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench.steps import CLASSES, pictures
 
+PARTS = ("datasets", "models", "transforms", "transforms.functional", "utils")  # of torchvision, that others import
 CLIP = 1.0  # gradient norm in all three examples
 
 
@@ -153,7 +154,7 @@ class Lucidrains:
 def placeholder(name: str) -> Iterator[None]:
     """Let a package import a library that only its reading and writing of files uses, even if it is not installed."""
     missing = importlib.util.find_spec(name) is None
-    for each in (name, f"{name}.transforms", f"{name}.utils", f"{name}.models") if missing else ():
+    for each in (name, *(f"{name}.{part}" for part in PARTS)) if missing else ():
         sys.modules[each] = MagicMock(__spec__=None)
     try:
         yield

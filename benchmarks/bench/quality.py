@@ -13,6 +13,7 @@ files of all seeds.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -180,8 +181,11 @@ def train_peer(peer: str, given: str, judge: Judge, ours: Json, seed: int) -> tu
 def contest(folder: Path, data: str, peers: list[str], given: list[str], seed: int, seconds: float) -> None:
     """Run the missing trainings of a data set and a seed; a file each."""
     store = Store(folder / "store")
-    genflow.prepare(data, store=store, **DATA[data])
-    judge = Judge(store, data)
+
+    @functools.cache
+    def judge() -> Judge:  # only if a training is missing
+        genflow.prepare(data, store=store, **DATA[data])
+        return Judge(store, data)
 
     def once(name: str, how: str, make: Any) -> Json:
         file = folder / f"{data}-{name}-{how}-s{seed}.json"
@@ -191,15 +195,15 @@ def contest(folder: Path, data: str, peers: list[str], given: list[str], seed: i
         result, records = make()
         result |= {"data": data, "name": name, "given": how, "seed": seed, "budget": seconds, "samples": SAMPLES}
         result |= {"load": round(os.getloadavg()[0], 1)}
-        write_atomically(file.with_suffix(".png"), render(records[:SHOWN], judge.data.facts, SHOWN // 4))
+        write_atomically(file.with_suffix(".png"), render(records[:SHOWN], judge().data.facts, SHOWN // 4))
         write_atomically(file, (json.dumps(result) + "\n").encode())
         return dict(result)
 
-    ours = once(OURS, "published", lambda: train_ours(store, judge, data, seconds, seed))
+    ours = once(OURS, "published", lambda: train_ours(store, judge(), data, seconds, seed))
     for how in given:
         for peer in peers:
             try:
-                once(peer, how, lambda peer=peer, how=how: train_peer(peer, how, judge, ours, seed))
+                once(peer, how, lambda peer=peer, how=how: train_peer(peer, how, judge(), ours, seed))
             except ImportError as error:
                 print(f"left out: {peer} ({error.name or error} is not installed)", file=sys.stderr)
 

@@ -2,14 +2,13 @@
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench.page import machine
+from benchmarks.bench.page import PARTS, machine, page, parts_of
 from benchmarks.bench.peers import PEERS
 from genflow.evaluation.interval import mean
 from genflow.storage.files import write_atomically
@@ -20,12 +19,9 @@ COLUMNS = (
     "training", "given", "seeds", "weights, M", "batch", "ms a step", "steps", "CPU s", "evaluations", "fd", "× floor",
     "ratio",
 )  # fmt: skip
-BEGIN, END = "<!-- Written by `make bench-quality`. -->", "<!-- End of `make bench-quality`. -->"
-SECTION = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}\n?", re.DOTALL)
-HEAD = """{begin}
-## Time to quality
+HEAD = """## Time to quality
 
-CPU time of training until the samples have a stated Fréchet distance. {machine}
+CPU time of training until the samples have a stated Fréchet distance. `make bench-quality` repeats it.
 
 `genflow train flow_matching` with a budget of {budget:.0f} CPU seconds by its own clock and nothing else set reaches
 the distance that is the threshold. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
@@ -81,7 +77,7 @@ def section(results: Sequence[Json]) -> str:
     if not ours:
         return ""
     first = next(iter(ours.values()))
-    parts = [HEAD.format(begin=BEGIN, machine=machine(), budget=first["budget"], samples=first["samples"])]
+    parts = [HEAD.format(budget=first["budget"], samples=first["samples"])]
     for data in sorted({each["data"] for each in results}, key=lambda name: name != "fashion"):
         own = [each for each in results if each["data"] == data]
         floor = statistics.mean(each["fd"]["floor"] for each in own)
@@ -92,7 +88,7 @@ def section(results: Sequence[Json]) -> str:
         missing = [f"{peer} {GIVEN[given]}" for given in GIVEN for peer in PEERS if (peer, given) not in measured]
         if missing:
             parts.append(f"Not measured: {', '.join(missing)}.\n")
-    return "\n".join([*parts, END, ""])
+    return "\n".join([*parts, machine()])
 
 
 def _table(results: Sequence[Json], ours: dict[int, Json]) -> str:
@@ -151,14 +147,7 @@ def _ratios(found: Sequence[tuple[float, bool]]) -> str:
     return f"**{over.value:.2f}** ({max(0.0, over.low):.2f} to {over.high:.2f})"
 
 
-def kept(old: str) -> str:
-    """The section in a page, or nothing: what `make bench` keeps when it writes the rest."""
-    found = SECTION.search(old)
-    return found.group() if found else ""
-
-
-def write(path: Path, text: str) -> None:
-    """Replace the section of a page, or append it."""
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    new = SECTION.sub(lambda _: text, old) if kept(old) else f"{old.rstrip()}\n\n{text}".lstrip()
-    write_atomically(path, new.encode())
+def write(file: Path, text: str) -> None:
+    """Replace the section of the page, or add it."""
+    before = parts_of(file.read_text(encoding="utf-8")) if file.exists() else {}
+    write_atomically(file, page(before | {"quality": text}, PARTS).encode())

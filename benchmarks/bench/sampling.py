@@ -15,7 +15,7 @@ from benchmarks.bench.pairs import Turn, ratio, take_turns
 from benchmarks.bench.steps import CLASSES, Genflow
 from genflow.maths.rng import SampleRng
 from genflow.sampling.diffusers_pipelines import write_pipeline
-from genflow.sampling.engine import ROWS, Engine
+from genflow.sampling.engine import Engine
 
 SHAPE, BATCHES, STEPS, ROUNDS = (1, 28, 28), (1, 16, 64), 5, 12  # steps of DDIM; turns of each contestant
 TRAINED = 3  # steps of training that give the weights
@@ -27,7 +27,8 @@ the net `unet2d`: by the engine, and by the stock `DDIMPipeline` that `genflow e
 return arrays. In fp32, from the same noise, {{same}}. **Above 1.00 genflow is faster.**
 """
 ALONE = f"""The engine draws one sample, and the bare net is evaluated {STEPS} times on one row: the price of bytes that
-do not depend on the other samples of a batch, for which it is padded to {ROWS} rows. **1.00 would cost nothing.**
+do not depend on the other samples of a batch (see [decision 10](decisions/0010-how-samples-are-served.md)). The
+ratio is the engine's time to that of the net: **1.00 would cost nothing.**
 """
 
 

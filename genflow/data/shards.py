@@ -414,10 +414,12 @@ def to_x(values: "np.ndarray | Tensor", facts: DataSpec) -> "Tensor":
     if isinstance(values, np.ndarray):  # a view of the file is read-only, and torch warns about that
         values = np.require(values, requirements=["C", "W"])
     tensor = torch.as_tensor(values)
-    x = tensor.permute(0, 3, 1, 2).to(torch.float32)
+    # Torch's own order of memory, in the strides as well: kernels take a picture of one channel with the strides of
+    # channels last for such a picture, and are slower.
+    x = tensor.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if facts.levels is None:
-        return x / facts.scale
-    return x.mul_(2 / facts.levels).add_(1 / facts.levels - 1).contiguous()
+        return x.div_(facts.scale)
+    return x.mul_(2 / facts.levels).add_(1 / facts.levels - 1)
 
 
 def from_x(x: "Tensor", facts: DataSpec) -> np.ndarray:

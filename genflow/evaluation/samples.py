@@ -248,7 +248,7 @@ def draw_share(engine: Engine, embed: Embed, share: Share, progress: Emit) -> Dr
 
 
 def single_sample_ms(engine: Engine, label: int, **options: Any) -> float:
-    """Median milliseconds to draw a single sample; the engine pads its batch as always (see `Family.rows`)."""
+    """Median milliseconds to draw a single sample; the engine fills its batch as always (see `nets.rows`)."""
     took, start = [], time.perf_counter()
     for index in range(REPEATS):
         took.append(1000 * engine.draw([index], [label], **options).seconds)

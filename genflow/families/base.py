@@ -107,7 +107,8 @@ class Family(nn.Module, ABC):
             calls the nets directly, equally often on every worker, without second derivatives.
         default_net: the kind of net for pictures, if the recipe names none.
         is_autoencoder: whether it learns latents for other families to train on, and draws no pictures of its own.
-        rows: a sample has the same bytes in every batch of a multiple of so many rows.
+        rows: a sample has the same bytes in every batch of a multiple of so many rows, if its nets' layers do not need
+            more (see `nets.rows`).
         validates: whether its loss on held-out rows falls as it improves; the losses of a game do not.
         drawing: the time of a network evaluation in sampling, relative to one in training without gradients.
         facts: the properties of the data.
@@ -126,7 +127,7 @@ class Family(nn.Module, ABC):
     default_net: ClassVar[str] = "unet"
     is_autoencoder: ClassVar[bool] = False
     validates: ClassVar[bool] = True
-    rows: ClassVar[int] = 4  # measured: 1 to 3 rows round differently from more
+    rows: ClassVar[int] = 1
     drawing: ClassVar[float] = 1.0
 
     def __init__(self, facts: DataSpec) -> None:

@@ -27,7 +27,7 @@ from genflow.errors import UsageError, similar
 from genflow.recipe.sizes import SMALLEST, Size
 from genflow.specs import NetSpec
 
-NOT_NETS = ("convolutions", "layers")
+NOT_NETS = ("convolutions", "layers", "rows")
 
 
 def kinds(*, flow: bool | None = None) -> list[str]:

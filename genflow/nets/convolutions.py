@@ -17,7 +17,7 @@ class Pointwise(nn.Conv2d):
 
     On a CPU it is a matrix product per picture, which takes three fifths of the time for 28 x 28 pixels in bfloat16.
     Without gradients it is one for pictures of any size: torch's convolution of one pixel rounds a picture differently
-    in batches of fewer than 16, so a sample would need as many rows (`Family.rows`).
+    in batches of fewer than 16, so a sample would need as many rows (see `nets.rows`).
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 A family that learned latents has an autoencoder in its folder, and the engine decodes: all others see pictures.
 
 A sample is a function of its seed, to the bit: its noise, and every random draw of its sampler, come from its own
-generator. Kernels choose the order of sums by the batch size, so the net only sees multiples of `Family.rows`. On a GPU
-that is not enough: see `devices.is_deterministic`.
+generator. Kernels choose the order of sums by the batch size and the number of threads, so the engine chooses both for
+each batch (see `nets.rows`). On a GPU that is not enough: see `devices.is_deterministic`.
 """
 
 import json
@@ -27,6 +27,7 @@ from genflow.maths import tf32
 from genflow.maths.rng import SampleRng
 from genflow.maths.slerp import slerp
 from genflow.maths.wide import wide_type
+from genflow.nets.rows import VECTORS, fit, least, make_equal, restored_threads
 from genflow.recipe.files import read as read_recipe
 from genflow.recipe.schema import Recipe, parse
 from genflow.sampling.prompts import Prompts
@@ -41,7 +42,6 @@ RECIPE = "recipe.yaml"
 AUTOENCODER = "autoencoder"  # folder of the autoencoder in the folder of a run that learned latents
 TEXT = "text"  # folder of the embeddings of some captions in the folder of a run that reads captions
 _READ = (RECIPE, FACTS, *checkpoint.READ_BY_SAMPLING)
-ROWS = Family.rows  # that batches of most families are padded to a multiple of
 _TEXT = (INDEX, CAPTIONS, shard_name(0, 1))
 # The files of a folder that `Engine.from_folder` reads.
 READ = (*_READ, *(f"{AUTOENCODER}/{name}" for name in _READ), *(f"{TEXT}/{name}" for name in _TEXT))
@@ -57,6 +57,7 @@ class SampleBatch:
         nfe: network evaluations of each sample.
         seconds: wall-clock seconds for all samples.
         prompts: (N,) the captions that were asked for; empty for a family that reads labels.
+        rows: that the net was evaluated on: the samples, and those that fill batches; 0: not counted.
     """
 
     images: np.ndarray
@@ -64,6 +65,7 @@ class SampleBatch:
     nfe: int
     seconds: float
     prompts: tuple[str, ...] = ()
+    rows: int = 0
 
 
 class Engine:
@@ -96,7 +98,12 @@ class Engine:
         if frozen:
             tf32.forbid()
         self.family = family.to(device).eval().requires_grad_(False) if frozen else family
+        if frozen:
+            make_equal(self.family)
         self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
+        if self.autoencoder:
+            make_equal(self.autoencoder)
+        self._frozen = frozen
         self.prompts = prompts
         self.recipe, self.step, self.device = recipe, step, device
         self.facts: DataSpec = autoencoder.facts if autoencoder else family.facts
@@ -138,6 +145,7 @@ class Engine:
         prompts = Prompts(Texts.open(folder / TEXT)) if facts.text else None
         return cls(family, recipe, int(state["step"]), device, autoencoder=autoencoder, prompts=prompts)
 
+    @restored_threads()
     def draw(
         self,
         seeds: Sequence[int],
@@ -165,7 +173,7 @@ class Engine:
                 (slerp) from the first seed's noise at s = 0 to the second seed's at s = 1.
             toward_prompts: for each sample a second caption and a share: the condition is `Text.between` both.
             batch: batch size; it changes no sample.
-            padded: pad the last batch to a multiple of `Family.rows`; without it, samples may differ by rounding.
+            padded: fill the last batch (see `nets.rows`); without it, samples may differ by rounding.
             watch: called at every evaluation with x_t and the estimate of x_0 (see `Family.show`), decoded if they are
                 latents; an exception that it raises ends the sampling.
             on_step: called at every evaluation before `watch`, and likewise ends the sampling; it decodes nothing.
@@ -177,7 +185,7 @@ class Engine:
         checked = build.sample_options(self.family, {**self.options, **options})
         checked_labels = self._labels(labels, len(seeds))
         self._require_prompts(prompts, negative, len(seeds))
-        images, nfe, start = [], 0, time.perf_counter()
+        images, nfe, evaluated, start = [], 0, 0, time.perf_counter()
         for rows, padded_rows in self._batches(len(seeds), batch, padded):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
             noise = rng.normal((len(padded_rows), *self.family.noise_shape))
@@ -187,9 +195,10 @@ class Engine:
             with self.family.watched(self._watcher(watch, on_step)):
                 samples = self.family.sample(noise, condition, rng, **checked)
             images.append(from_x(self._decoded(samples.x)[: len(rows)], self.facts))
-            nfe = samples.nfe
-        return self._to_batch(images, checked_labels, nfe, start, tuple(prompts or ()))
+            nfe, evaluated = samples.nfe, evaluated + len(padded_rows)
+        return self._to_batch(images, checked_labels, nfe, start, tuple(prompts or ()), evaluated)
 
+    @restored_threads()
     def encode(
         self, images: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None,
         *, prompts: Sequence[str] | None = None, on_step: Callable[[], None] | None = None,
@@ -217,6 +226,7 @@ class Engine:
             codes.append(code[: len(rows)].float().cpu().numpy())
         return np.concatenate(codes)
 
+    @restored_threads()
     def decode(
         self, codes: np.ndarray, labels: Sequence[int] | None, seeds: Sequence[int], watch: Watcher | None = None,
         *, prompts: Sequence[str] | None = None, on_step: Callable[[], None] | None = None,
@@ -225,21 +235,35 @@ class Engine:
         checked_labels, images, start = self._labels(labels, len(codes)), [], time.perf_counter()
         for rows, padded_rows in self._batches(len(codes)):
             rng = SampleRng([seeds[row] for row in padded_rows], "sample", self.device)
-            code = torch.from_numpy(codes[padded_rows]).to(self.device)
+            code = torch.from_numpy(codes[padded_rows]).clone(memory_format=torch.contiguous_format).to(self.device)
             with self.family.watched(self._watcher(watch, on_step)):
                 x = self.family.decode(code, self.condition(checked_labels, prompts, rows=padded_rows), rng)
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
 
-    def _batches(self, n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
-        """The rows of each batch, and the same rows padded to a multiple of `Family.rows` by repeating the last row.
+    @property
+    def unit(self) -> int:
+        """On one thread batches are filled up to a multiple of so many rows."""
+        nets = [self.family, self.autoencoder] if self.autoencoder else [self.family]
+        found = max(self.family.rows, *(least(net, self.device) for net in nets))
+        return found if self._frozen else max(found, VECTORS)
 
-        With deterministic kernels they are padded to whole batches.
+    def _batches(self, n: int, batch: int = 64, padded: bool = True) -> Iterator[tuple[range, list[int]]]:
+        """The rows of each batch, and the same rows filled up by repeating the last row.
+
+        Before each batch on a CPU torch's number of threads is set. With deterministic kernels all batches are whole.
         """
-        unit = batch if devices.is_deterministic() else self.family.rows
+        on_cpu, unit = torch.device(self.device).type == "cpu", self.unit
+        allowed = torch.get_num_threads() if on_cpu else 1
         for first in range(0, n, batch):
-            rows = range(first, min(first + batch, n))
-            yield rows, [*rows, *[rows[-1]] * (-len(rows) % unit if padded else 0)]
+            own = range(first, min(first + batch, n))
+            count = len(own)
+            if padded:
+                count = batch if devices.is_deterministic() else count
+                count, threads = fit(count, unit, allowed)
+                if on_cpu:
+                    torch.set_num_threads(threads)
+            yield own, [*own, *[own[-1]] * (count - len(own))]
 
     def _labels(self, labels: Sequence[int] | None, n: int) -> np.ndarray:
         """Check the labels, and return them as an array (N,).
@@ -294,11 +318,12 @@ class Engine:
         return text.between(self.prompts.text(ends, device=self.device), torch.tensor(shares))
 
     def _to_batch(
-        self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float, prompts: tuple[str, ...] = ()
-    ) -> SampleBatch:
+        self, images: list[np.ndarray], labels: np.ndarray, nfe: int, start: float, prompts: tuple[str, ...] = (),
+        evaluated: int = 0,
+    ) -> SampleBatch:  # fmt: skip
         C, H, W = self.facts.shape
         stacked = np.concatenate(images) if images else np.zeros((0, H, W, C), np.uint8)
-        return SampleBatch(stacked, labels, nfe, time.perf_counter() - start, prompts)
+        return SampleBatch(stacked, labels, nfe, time.perf_counter() - start, prompts, evaluated)
 
     def _interpolate(self, noise: Tensor, toward: Sequence[tuple[int, float]]) -> Tensor:
         """Interpolate from the noises to those of other seeds; at 0 and 1 they are the seeds' own noises to the bit."""
@@ -311,6 +336,7 @@ class Engine:
         """Convert grey levels (B, H, W, C) to pictures x (B, C, H, W), on the engine's device."""
         return to_x(images, self.facts).to(self.device)
 
+    @restored_threads()
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """The pictures (N, H, W, C) after encoding and decoding them: what the autoencoder keeps of them.
 

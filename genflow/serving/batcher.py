@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from genflow.sampling.engine import ROWS as ROW_MULTIPLE
 from genflow.sampling.engine import SampleBatch
 from genflow.serving.conditions import Condition
 from genflow.serving.responses import RequestError
@@ -257,7 +256,7 @@ class Batcher:
         took, total = time.monotonic() - start, len(drawn.images)
         key = slices[0][0].key
         # `drawn.seconds` excludes the time to load the model
-        per_sample = drawn.seconds / (math.ceil(total / ROW_MULTIPLE) * ROW_MULTIPLE)
+        per_sample = drawn.seconds / max(1, total, drawn.rows)
         known, largest = self._seconds_per_sample.get(key, per_sample), self._largest_batch.get(key, 0)
         # A sample costs less in a fuller batch, and a queue is drawn in full batches. So the largest batches give the
         # estimate, and a smaller one can only lower it.

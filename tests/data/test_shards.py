@@ -94,6 +94,14 @@ def test_layout() -> None:
     assert np.array_equal(from_x(to_x(records, facts), facts), records)
 
 
+@pytest.mark.parametrize("facts", [DataSpec((1, 3, 4), 256), DataSpec((3, 3, 4), 256), DataSpec((2, 3, 4), None)])
+def test_x_has_the_strides_of_torch(facts: DataSpec) -> None:
+    """Kernels for channels last, which are slower, take pictures with its strides, even those of one channel."""
+    C, H, W = facts.shape
+    x = to_x(np.zeros((2, H, W, C), np.uint8 if facts.levels else np.float16), facts)
+    assert x.stride() == (C * H * W, H * W, W, 1)
+
+
 def test_take_over_shards(tmp_path: Path) -> None:
     """Rows from several shards are returned in the requested order."""
     facts = DataSpec((1, 2, 2), 256)

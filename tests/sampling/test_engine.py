@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.small import FACTS, family, recipe, shaken
 from genflow.errors import DataError, UsageError
 from genflow.maths.rng import SampleRng
 from genflow.nets.convolutions import Pointwise
+from genflow.nets.rows import fit, restored_threads
 from genflow.recipe.files import dump
 from genflow.sampling.engine import Engine
 from genflow.storage.store import Artifact, Store
@@ -63,23 +65,61 @@ def test_the_batch_changes_no_image(grey: Engine, batch: int) -> None:
     assert len({image.tobytes() for image in whole}) == 40
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores torch's number of threads."""
+    with restored_threads():
+        yield
+
+
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(
     ("kind", "net"),
-    [("flow_matching", net) for net in ("unet", "dit", "mmdit", "unet2d")]
+    [("flow_matching", net) for net in ("mlp", "unet", "dit", "unet2d")]
     + [(kind, "auto") for kind in ("gan", "vae", "ddpm", "normalizing_flow")],
 )
-def test_a_sample_alone_has_the_bytes_that_it_has_in_company(kind: str, net: str) -> None:
-    """For each family and net, in batches of every multiple of the family's rows, before numbers are rounded."""
+def test_a_sample_has_the_same_bytes_alone_and_in_company_on_any_number_of_threads(kind: str, net: str) -> None:
+    """For each family and net, before numbers are rounded to grey levels."""
     model = shaken(family(kind, FACTS["grey"], net))
-    few, many = model.rows, 5 * model.rows
-    label = torch.arange(many) % 10
+    unit = Engine(model, recipe(kind, FACTS["grey"], net)).unit
+    options = {"steps": 1} if kind in ("flow_matching", "ddpm") else {}
+    cases = {fit(rows, unit, allowed) for allowed in (1, 2, 4) for rows in (1, 28)}
 
-    def drawn(rows: int) -> torch.Tensor:
+    def drawn(rows: int, number: int) -> torch.Tensor:
+        torch.set_num_threads(number)
         rng = SampleRng(range(rows), "sample")
         noise = rng.normal((rows, *model.noise_shape))
-        return model.sample(noise, label[:rows], rng).x  # type: ignore[no-any-return]
+        return model.sample(noise, torch.arange(rows) % 10, rng, **options).x  # type: ignore[no-any-return]
 
-    assert torch.equal(drawn(few), drawn(many)[:few])
+    whole = drawn(max(rows for rows, _ in cases), 1)
+    assert [case for case in cases if not torch.equal(drawn(*case), whole[: case[0]])] == []
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_number_of_threads_changes_no_sample_and_is_restored(grey: Engine) -> None:
+    """Three and eight threads, whose kernels round differently, are not used to draw."""
+    torch.set_num_threads(1)
+    whole, used = grey.draw(range(40)).images, set()
+    for number in (3, 8):
+        torch.set_num_threads(number)
+        for rows in (1, 7, 28):
+            images = grey.draw(range(rows), on_step=lambda: used.add(torch.get_num_threads())).images
+            assert np.array_equal(images, whole[:rows]), (number, rows)
+            assert torch.get_num_threads() == number
+    assert used == {1, 2, 4}
+
+
+@pytest.mark.parametrize(
+    ("rows", "unit", "allowed", "expected"),
+    [
+        (1, 1, 1, (1, 1)), (1, 2, 1, (2, 1)), (1, 2, 2, (2, 1)), (3, 2, 2, (4, 2)), (6, 1, 2, (8, 2)),
+        (1, 16, 2, (16, 2)), (1, 2, 4, (2, 1)), (28, 2, 4, (32, 4)), (48, 2, 3, (48, 2)),
+        (80, 2, 4, (128, 4)), (64, 2, 64, (64, 4)),
+    ],
+)  # fmt: skip
+def test_rows_and_threads_of_a_batch(rows: int, unit: int, allowed: int, expected: tuple[int, int]) -> None:
+    """A batch is filled up to rows that round as on one thread, and takes the number of threads that is quickest."""
+    assert fit(rows, unit, allowed) == expected
 
 
 @pytest.mark.parametrize("side", [4, 28])
@@ -223,7 +263,8 @@ def test_deterministic_kernels_see_whole_batches_only(monkeypatch: pytest.Monkey
         return sample(noise, *arguments, **options)
 
     monkeypatch.setattr(engine.family, "sample", watched)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     expected = engine.draw(range(9), batch=8).images
     monkeypatch.setenv("GENFLOW_DETERMINISTIC", "1")
     assert np.allclose(engine.draw(range(9), batch=8).images, expected, atol=1e-5)
-    assert seen == [8, 4, 8, 8]
+    assert seen == [8, 1, 8, 8]
