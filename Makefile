@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-latents-families results-latents-128 results-photographs results-text-to-image tables presets bench chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-latents-families results-latents-128 results-photographs results-text-to-image tables presets bench bench-quality chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -103,6 +103,12 @@ PEERS := torchcfm==1.0.7 pot denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8
 bench: $(VENV)/.installed-test
 	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
 	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench $(PARTS) --out docs/benchmarks.md
+
+# CPU time of trainings until a stated quality, against other libraries (an hour of CPU time a seed; again to resume); SEEDS
+bench-quality: $(VENV)/.installed-test
+	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
+	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench.quality \
+	  --seeds $(or $(SEEDS),0) --out docs/benchmarks.md
 
 # kill -9 of random processes at random moments, for every family; prints violations and how to repeat them; KILLS, SEED, FAMILY
 chaos: $(VENV)/.installed

@@ -12,4 +12,11 @@
     bare      the bare loop
     prepared  a dataset of made-up pictures
     page      what was measured as a page
+
+`make bench-quality` compares the CPU time of trainings up to a stated quality, and writes its section of that page.
+
+    quality       the trainings, and the distance of their samples
+    examples      the training examples of other libraries, as published
+    tuned         their loops with what genflow has
+    quality_page  the section
 """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bench.page import page, part, parts_of
+from benchmarks.bench.page import PARTS, page, part, parts_of
 from genflow.storage.files import write_atomically
 
-COMPARISONS = ("step", "sampling", "data", "overhead", "memory", "evaluation")
+COMPARISONS = tuple(name for name in PARTS if name != "quality")  # which takes hours, and has its own command
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         measured[name] = part(module.tables(given.rounds or module.ROUNDS))
         if given.out:  # after each comparison, because later ones may fail
             before = parts_of(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-            write_atomically(given.out, page(before | measured, COMPARISONS).encode())
+            write_atomically(given.out, page(before | measured, PARTS).encode())
         else:
             print(measured[name])
 

@@ -16,12 +16,13 @@ PACKAGES = (
     "torch", "diffusers", "torchcfm", "denoising-diffusion-pytorch", "ema-pytorch", "datasets", "torchmetrics",
     "torch-fidelity", "typer",
 )  # fmt: skip
+PARTS = ("step", "sampling", "data", "overhead", "memory", "evaluation", "quality")  # of the page, in order
 HEAD = f"""<!-- Written by `make bench`. -->
 # Against other libraries
 
 Contestants take turns, and their CPU seconds of the same round are compared. A ratio is the median over the rounds,
-with its {LEVEL:.0%} interval. `make bench` repeats everything on this page, and `make bench PARTS="data memory"` two
-parts of it.
+with its {LEVEL:.0%} interval. `make bench` repeats everything on this page but the time to quality, which
+`make bench-quality` measures; `make bench PARTS="data memory"` repeats two parts.
 """
 PART = "<!-- {name} -->\n{text}\n<!-- end of {name} -->\n"
 

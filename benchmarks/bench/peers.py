@@ -28,89 +28,107 @@ PARTS = ("datasets", "models", "transforms", "transforms.functional", "utils")  
 CLIP = 1.0  # gradient norm in all three examples
 
 
-def stock_unet(options: dict[str, Any]) -> Any:
+def stock_unet(options: dict[str, Any], classes: int = CLASSES, seed: int = 0) -> Any:
     """diffusers' U-Net as it is, with its own embedding of classes.
 
     Args:
         options: of genflow's `unet2d`.
+        classes: number of classes.
+        seed: of the weights.
     """
     from diffusers import UNet2DModel
 
-    torch.manual_seed(0)
-    return UNet2DModel(**{**options, "class_embed_type": None, "num_class_embeds": CLASSES + 1}).train()
+    torch.manual_seed(seed)
+    return UNet2DModel(**{**options, "class_embed_type": None, "num_class_embeds": classes + 1}).train()
 
 
 class Diffusers:
     """diffusers' loop: noise of 1000 levels, AdamW, clipping and `EMAModel`."""
 
-    def __init__(self, options: dict[str, Any], shape: tuple[int, int, int], batch: int) -> None:
+    def __init__(
+        self, options: dict[str, Any], shape: tuple[int, int, int], batch: int, classes: int = CLASSES, seed: int = 0
+    ) -> None:
         from diffusers import DDPMScheduler
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
-        self.model = stock_unet(options)
+        self.model = stock_unet(options, classes, seed)
         self.x, self.labels = pictures(shape, batch)
         self.levels: Any = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8, fused=True
         )
-        self.rates = get_scheduler("cosine", self.optimizer, num_warmup_steps=500, num_training_steps=10**6)
+        self.rates: Any = get_scheduler("cosine", self.optimizer, num_warmup_steps=500, num_training_steps=10**6)
         self.average = EMAModel(self.model.parameters(), decay=0.9999, use_ema_warmup=True, power=0.75, foreach=True)
 
     def steps(self, number: int) -> None:
         """Make a few steps."""
         for _ in range(number):
-            noise = torch.randn_like(self.x)
-            times = torch.randint(0, 1000, (len(self.x),))
-            noisy = self.levels.add_noise(self.x, noise, times)
-            with torch.autocast("cpu", torch.bfloat16):
-                predicted = self.model(noisy, times, class_labels=self.labels).sample
-            F.mse_loss(predicted.float(), noise).backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, foreach=True)
-            self.optimizer.step()
-            self.rates.step()
-            self.optimizer.zero_grad()
-            self.average.step(self.model.parameters())
+            self.step(self.x, self.labels)
+
+    def step(self, x: Tensor, labels: Tensor) -> None:
+        """Make a step on a batch."""
+        noise = torch.randn_like(x)
+        times = torch.randint(0, 1000, (len(x),))
+        noisy = self.levels.add_noise(x, noise, times)
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = self.model(noisy, times, class_labels=labels).sample
+        F.mse_loss(predicted.float(), noise).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, foreach=True)
+        self.optimizer.step()
+        self.rates.step()
+        self.optimizer.zero_grad()
+        self.average.step(self.model.parameters())
 
 
 class TorchCfm:
     """torchcfm's loop of the CIFAR-10 example: Adam, warm-up, clipping and an average of the whole state."""
 
-    def __init__(self, options: dict[str, Any], shape: tuple[int, int, int], batch: int) -> None:
+    decay = 0.9999
+
+    def __init__(
+        self, options: dict[str, Any], shape: tuple[int, int, int], batch: int, classes: int = CLASSES, seed: int = 0
+    ) -> None:
         from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
 
-        self.model = stock_unet(options)
+        self.model = stock_unet(options, classes, seed)
         self.x, self.labels = pictures(shape, batch)
         self.flow: Any = ConditionalFlowMatcher(sigma=0.0)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-4, fused=True)
-        self.rates = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(step, 5000) / 5000)
+        self.rates: Any = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: min(step, 5000) / 5000)
         self.average: nn.Module = copy.deepcopy(self.model)
 
     def steps(self, number: int) -> None:
         """Make a few steps."""
         for _ in range(number):
-            self.optimizer.zero_grad()
-            t, xt, ut = self.flow.sample_location_and_conditional_flow(torch.randn_like(self.x), self.x)
-            with torch.autocast("cpu", torch.bfloat16):
-                vt = self.model(xt, 1000 * t, class_labels=self.labels).sample
-            torch.mean((vt.float() - ut) ** 2).backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, foreach=True)
-            self.optimizer.step()
-            self.rates.step()
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - 0.9999)
+            self.step(self.x, self.labels)
+
+    def step(self, x: Tensor, labels: Tensor) -> None:
+        """Make a step on a batch."""
+        self.optimizer.zero_grad()
+        t, xt, ut = self.flow.sample_location_and_conditional_flow(torch.randn_like(x), x)
+        with torch.autocast("cpu", torch.bfloat16):
+            vt = self.model(xt, 1000 * t, class_labels=labels).sample
+        torch.mean((vt.float() - ut) ** 2).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, foreach=True)
+        self.optimizer.step()
+        self.rates.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - self.decay)
 
 
 class Lucidrains:
     """The loop of lucidrains' `Trainer`: `GaussianDiffusion` with Adam, clipping and its average every 10 steps."""
 
-    def __init__(self, options: dict[str, Any], shape: tuple[int, int, int], batch: int) -> None:
+    def __init__(
+        self, options: dict[str, Any], shape: tuple[int, int, int], batch: int, classes: int = CLASSES, seed: int = 0
+    ) -> None:
         with placeholder("torchvision"):
             from denoising_diffusion_pytorch import GaussianDiffusion
             from ema_pytorch import EMA
 
         self.x, self.labels = pictures(shape, batch)
-        self.model = _ForLucidrains(stock_unet(options), shape[0], self.labels)
+        self.model: Any = _ForLucidrains(stock_unet(options, classes, seed), shape[0], self.labels)
         self.diffusion: Any = GaussianDiffusion(self.model, image_size=shape[1], auto_normalize=False).train()
         self.optimizer = torch.optim.Adam(self.diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99), fused=True)
         self.average = EMA(self.diffusion, beta=0.995, update_every=10, use_foreach=True)
@@ -118,13 +136,18 @@ class Lucidrains:
     def steps(self, number: int) -> None:
         """Make a few steps."""
         for _ in range(number):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = self.diffusion(self.x)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), CLIP, foreach=True)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.average.update()
+            self.step(self.x, self.labels)
+
+    def step(self, x: Tensor, labels: Tensor) -> None:
+        """Make a step on a batch."""
+        self.model.labels = labels
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.diffusion(x)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), CLIP, foreach=True)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.average.update()
 
 
 @contextlib.contextmanager
