@@ -20,8 +20,9 @@ import torch
 from PIL import Image
 
 from genflow import build
-from genflow.data.shards import Dataset, Split, from_x, to_x
+from genflow.data.shards import Dataset, Split
 from genflow.data.stream import Stream
+from genflow.data.values import from_x, to_x
 from genflow.families.base import Family
 from genflow.maths.rng import SampleRng
 from genflow.maths.similarity import psnr, ssim

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from genflow.data.shards import Dataset, to_display
+from genflow.data.shards import Dataset
+from genflow.data.values import to_display
 from genflow.errors import UsageError
 from genflow.evaluation.features.classifier import FEATURES
 from genflow.evaluation.features.extractor import load_features

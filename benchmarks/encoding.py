@@ -20,7 +20,8 @@ from PIL import Image
 
 from genflow.data import encoding
 from genflow.data.encoding import CODECS, RAW, Codec
-from genflow.data.shards import Split, map_stream, write_shard
+from genflow.data.shard_format import write_shard
+from genflow.data.shards import Split, map_stream
 from genflow.data.sources.base import BadRecord, ImageSpec
 from genflow.data.sources.find import find
 from genflow.errors import SetupError

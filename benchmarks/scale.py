@@ -112,7 +112,7 @@ def make(shards: int, images: int) -> Json:
     """Write the dataset that `read` opens, in the format of `prepare`, with the same noise in every shard."""
     import numpy as np
 
-    from genflow.data.shards import shard_name, write_index, write_shard
+    from genflow.data.shard_format import shard_name, write_index, write_shard
     from genflow.specs import DataSpec
     from genflow.storage.store import Store
 

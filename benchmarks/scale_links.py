@@ -24,7 +24,7 @@ def link(encoding: str, rows: int) -> Json:
     import numpy as np
     from PIL import Image
 
-    from genflow.data.shards import shard_name, write_index, write_shard
+    from genflow.data.shard_format import shard_name, write_index, write_shard
     from genflow.specs import DataSpec
     from genflow.storage.files import write_atomically
     from genflow.storage.manifest import MANIFEST, describe, manifest_of

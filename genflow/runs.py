@@ -16,7 +16,8 @@ import torch
 
 from genflow import build, families, nets
 from genflow.data.pairs import Pairs
-from genflow.data.shards import FACTS, Dataset, Split
+from genflow.data.shard_format import FACTS
+from genflow.data.shards import Dataset, Split
 from genflow.data.texts import Texts
 from genflow.errors import GenflowError, UsageError
 from genflow.families.base import Family

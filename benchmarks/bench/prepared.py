@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench.steps import CLASSES
-from genflow.data.shards import Dataset, shard_name, write_index, write_shard
+from genflow.data.shard_format import shard_name, write_index, write_shard
+from genflow.data.shards import Dataset
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
 

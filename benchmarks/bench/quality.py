@@ -33,8 +33,9 @@ from benchmarks.bench.steps import Genflow
 from benchmarks.bench.tuned import Tuned
 from genflow import build
 from genflow.data.preview import render
-from genflow.data.shards import Dataset, from_x
+from genflow.data.shards import Dataset
 from genflow.data.stream import Stream
+from genflow.data.values import from_x
 from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import FeatureReference, load_features
 from genflow.evaluation.metric_suite import MetricSuite

@@ -13,7 +13,8 @@ from genflow.api.pictures import Pictures
 from genflow.api.tables import picture_html
 from genflow.commands.listing import pixels
 from genflow.data import preview
-from genflow.data.shards import Dataset, Split, to_display
+from genflow.data.shards import Dataset, Split
+from genflow.data.values import to_display
 from genflow.errors import UsageError, nearest
 from genflow.specs import DataSpec
 from genflow.storage.artifact import Artifact

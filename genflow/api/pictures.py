@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 
 from genflow.data import preview
-from genflow.data.shards import to_display, to_x
+from genflow.data.values import to_display, to_x
 from genflow.specs import DataSpec
 
 if TYPE_CHECKING:

@@ -59,7 +59,7 @@ def _fitting(store: "Store", folder: Path, recipe: "Recipe") -> "tuple[Artifact,
     Raises:
         UsageError: it does not.
     """
-    from genflow.data.shards import FACTS
+    from genflow.data.shard_format import FACTS
     from genflow.data.texts import Texts
     from genflow.sampling.diffusers_sd3 import read_config
     from genflow.specs import DataSpec

@@ -18,8 +18,8 @@ import numpy as np
 
 from genflow.data import checks, encoding, plan
 from genflow.data.images import SUPPORTED
+from genflow.data.shard_format import write_index
 from genflow.data.shard_writer import ShardResult, ShardResults, ShardTask
-from genflow.data.shards import write_index
 from genflow.data.skipped import CURES, describe
 from genflow.data.sources.base import BadRecord, ImageSpec, ImageSummary, Source, printable
 from genflow.data.sources.find import find as find_source

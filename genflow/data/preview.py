@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from genflow.data.shards import Dataset, Split, to_display
+from genflow.data.shards import Dataset, Split
+from genflow.data.values import to_display
 from genflow.errors import UsageError
 from genflow.specs import DataSpec
 from genflow.storage.artifact import Artifact

@@ -12,7 +12,8 @@ import numpy as np
 
 from genflow.data.encoding import is_lossy
 from genflow.data.image_statistics import ImageStatistics, measure
-from genflow.data.shards import Split, map_stream, shard_name, write_shard
+from genflow.data.shard_format import shard_name, write_shard
+from genflow.data.shards import Split, map_stream
 from genflow.data.sources.base import BadRecord, ImageSpec, Part
 from genflow.data.strips import center_square, to_strip
 from genflow.errors import DataError

@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from genflow.data.ahead import to_device
-from genflow.data.shards import MAX_MAPPED, Dataset, Shards, map_stream, shard_ranges
+from genflow.data.shard_format import shard_ranges
+from genflow.data.shards import MAX_MAPPED, Dataset, Shards, map_stream
 from genflow.errors import DataError
 from genflow.specs import TextSpec
 from genflow.storage.files import replacing, write_atomically

@@ -28,7 +28,8 @@ from typing import Any, cast
 import torch
 
 from genflow import __version__, build
-from genflow.data.shards import FACTS, Dataset
+from genflow.data.shard_format import FACTS
+from genflow.data.shards import Dataset
 from genflow.evaluation import metrics, prompt_pictures, samples, sweep
 from genflow.evaluation.features import ASKED, clip
 from genflow.evaluation.features.extractor import Embed, Emit, address, load_features

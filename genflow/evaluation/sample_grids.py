@@ -19,7 +19,8 @@ import numpy as np
 from torch import Tensor
 
 from genflow.data import preview
-from genflow.data.shards import Dataset, from_x
+from genflow.data.shards import Dataset
+from genflow.data.values import from_x
 from genflow.evaluation import prompt_pictures, samples
 from genflow.evaluation.features.extractor import FeatureReference
 from genflow.evaluation.metrics.memorization import standouts

@@ -6,7 +6,7 @@ Each stage finds its artifact by its content address, so a second family on the 
 import math
 from dataclasses import replace
 
-from genflow.data.shards import FACTS
+from genflow.data.shard_format import FACTS
 from genflow.data.texts import Texts
 from genflow.pipeline.graph import load
 from genflow.pipeline.plan import dry_run

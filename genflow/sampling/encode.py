@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from genflow import build
-from genflow.data.shards import FACTS, Dataset, map_stream, shard_ranges, write_index, write_shard
+from genflow.data.shard_format import FACTS, shard_ranges, write_index, write_shard
+from genflow.data.shards import Dataset, map_stream
 from genflow.errors import DataError, UsageError
 from genflow.families.autoencoder import STATISTICS_ROWS
 from genflow.maths.rng import SampleRng

@@ -15,7 +15,8 @@ import numpy as np
 
 from genflow import text_encoders
 from genflow.data import texts
-from genflow.data.shards import FACTS, Dataset, map_stream, shard_ranges
+from genflow.data.shard_format import FACTS, shard_ranges
+from genflow.data.shards import Dataset, map_stream
 from genflow.data.texts import Texts
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Recipe

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from genflow import build
-from genflow.data.shards import FACTS, from_x, shard_name, to_x
+from genflow.data.shard_format import FACTS, shard_name
 from genflow.data.texts import CAPTIONS, INDEX, Texts
+from genflow.data.values import from_x, to_x
 from genflow.errors import DataError, UsageError, similar
 from genflow.families.base import Family, Watcher
 from genflow.maths import tf32

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from genflow.data.shards import FACTS
+from genflow.data.shard_format import FACTS
 from genflow.errors import UsageError, similar
 from genflow.families.base import Family
 from genflow.sampling.diffusers_folder import write_autoencoder

@@ -17,7 +17,8 @@ import numpy as np
 
 from genflow import build
 from genflow.data.pairs import write_pairs
-from genflow.data.shards import Dataset, shard_ranges
+from genflow.data.shard_format import shard_ranges
+from genflow.data.shards import Dataset
 from genflow.data.texts import Texts
 from genflow.errors import UsageError
 from genflow.families.base import Family

@@ -15,7 +15,8 @@ from PIL import Image
 
 from genflow import build
 from genflow.data import preview
-from genflow.data.shards import Dataset, to_display
+from genflow.data.shards import Dataset
+from genflow.data.values import to_display
 from genflow.sampling.engine import Engine
 from genflow.storage.files import write_atomically
 

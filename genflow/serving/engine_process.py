@@ -206,7 +206,7 @@ def _draw(engines: Any, batch: Batch, replica: Connection) -> Any:
     """Draw a batch, and report every network evaluation to the replica."""
     from torch import Tensor
 
-    from genflow.data.shards import from_x
+    from genflow.data.values import from_x
     from genflow.sampling.engine import Engine, SampleBatch
 
     engine: Engine = engines.engine(batch.entry)

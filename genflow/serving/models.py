@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from genflow import build, families
-from genflow.data.shards import FACTS, Dataset
+from genflow.data.shard_format import FACTS
+from genflow.data.shards import Dataset
 from genflow.data.texts import INDEX, Texts
 from genflow.errors import DataError, plain
 from genflow.evaluation.steps_needed import recommend

@@ -18,7 +18,7 @@ from torch import Tensor
 from genflow import runs
 from genflow.cli import export
 from genflow.commands import starting
-from genflow.data.shards import from_x
+from genflow.data.values import from_x
 from genflow.errors import UsageError
 from genflow.evaluation.report.reproduce import commands
 from genflow.maths.rng import SampleRng

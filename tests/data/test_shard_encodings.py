@@ -15,7 +15,8 @@ from PIL import Image
 from genflow.data import encoding, plan, preview
 from genflow.data.ahead import Ahead, ahead
 from genflow.data.encoding import CODECS, decode, encode
-from genflow.data.shards import Dataset, Split, map_stream, write_shard
+from genflow.data.shard_format import write_shard
+from genflow.data.shards import Dataset, Split, map_stream
 from genflow.data.sources.find import find
 from genflow.data.stream import Stream
 from genflow.errors import UsageError

@@ -12,19 +12,9 @@ import torch
 from support.shards import in_shards
 
 from genflow.data import shards
-from genflow.data.shards import (
-    Dataset,
-    Shards,
-    Split,
-    from_x,
-    schema,
-    shard_name,
-    shard_ranges,
-    to_display,
-    to_x,
-    write_index,
-    write_shard,
-)
+from genflow.data.shard_format import schema, shard_name, shard_ranges, write_index, write_shard
+from genflow.data.shards import Dataset, Shards, Split
+from genflow.data.values import from_x, to_display, to_x
 from genflow.errors import DataError
 from genflow.specs import DataSpec
 from genflow.storage.store import Store

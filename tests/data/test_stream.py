@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from genflow.data.pairs import Pairs, write_pairs
-from genflow.data.shards import Dataset, Split, map_stream, write_shard
+from genflow.data.shard_format import write_shard
+from genflow.data.shards import Dataset, Split, map_stream
 from genflow.data.stream import Stream, rank_range
 from genflow.specs import DataSpec
 

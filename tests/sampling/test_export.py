@@ -13,7 +13,7 @@ from support.trained_run import trained_run
 
 from genflow import build, families
 from genflow.cli import export
-from genflow.data.shards import from_x, to_display
+from genflow.data.values import from_x, to_display
 from genflow.errors import SetupError, UsageError
 from genflow.maths.paths import Path, StraightPath
 from genflow.maths.rng import SampleRng

@@ -11,7 +11,8 @@ from support.trained_run import trained_run
 
 from genflow.cli import sample
 from genflow.data.prepare import in_process, prepare
-from genflow.data.shards import Dataset, to_display
+from genflow.data.shards import Dataset
+from genflow.data.values import to_display
 from genflow.errors import DataError, UsageError
 from genflow.recipe.schema import Data
 from genflow.sampling.engine import Engine

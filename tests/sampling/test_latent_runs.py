@@ -12,7 +12,8 @@ from support.latents import SMALL, dataset, encoded, pictures, task
 from support.trained_run import trained_run
 
 from genflow import runs
-from genflow.data.shards import Dataset, from_x, to_display
+from genflow.data.shards import Dataset
+from genflow.data.values import from_x, to_display
 from genflow.errors import DataError, UsageError
 from genflow.evaluation import evaluate
 from genflow.evaluation.metrics.reconstruction import similarity

@@ -16,7 +16,8 @@ from support import TESTS
 from genflow.commands.recipes import read_config
 from genflow.data import texts
 from genflow.data.pairs import Pairs
-from genflow.data.shards import Dataset, shard_name, write_index, write_shard
+from genflow.data.shard_format import shard_name, write_index, write_shard
+from genflow.data.shards import Dataset
 from genflow.data.texts import Texts
 from genflow.errors import GenflowError
 from genflow.evaluation import selection

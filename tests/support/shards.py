@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from genflow.data.shards import shard_ranges, write_index, write_shard
+from genflow.data.shard_format import shard_ranges, write_index, write_shard
 from genflow.specs import DataSpec
 from genflow.storage.store import Artifact, Store
 

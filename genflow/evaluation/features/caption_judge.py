@@ -29,7 +29,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genflow.data.shards import Dataset, to_display
+from genflow.data.shards import Dataset
+from genflow.data.values import to_display
 from genflow.evaluation.features import ASKED, classifier
 from genflow.evaluation.features.caption_pool import CaptionPool
 from genflow.maths.rng import key

@@ -28,7 +28,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_weights
 from safetensors.torch import save_file as save_weights
 
-from genflow.data.shards import Dataset, to_display
+from genflow.data.shards import Dataset
+from genflow.data.values import to_display
 from genflow.errors import DataError, UsageError
 from genflow.evaluation.features import classifier
 from genflow.evaluation.features.multiscale import FIT_ROWS, Multiscale

@@ -46,7 +46,7 @@ def classification(
         data: has the held-out rows for the test.
         extractor: selects these rows and those of the floor.
     """
-    from genflow.data.shards import to_display
+    from genflow.data.values import to_display
 
     facts, real = data.facts, extractor.real
     held_out, train = data.splits[real.split], data.splits["train"]

@@ -24,7 +24,7 @@ def measure(inputs: Samples) -> dict[str, Reading]:
         return {}
     from pathlib import Path
 
-    from genflow.data.shards import to_display
+    from genflow.data.values import to_display
     from genflow.evaluation.features.clip import Clip
 
     clip = Clip(Path(inputs.options.clip).expanduser())

@@ -105,7 +105,7 @@ def downscale(records: np.ndarray, facts: DataSpec) -> np.ndarray:
     """Records (N, H, W, C) in [-1, 1], averaged down to at most 16 pixels per side, (N, D) float32."""
     import torch.nn.functional as F
 
-    from genflow.data.shards import to_x
+    from genflow.data.values import to_x
 
     x = to_x(records, facts)
     by = -(-max(facts.shape[1:]) // SIDE)

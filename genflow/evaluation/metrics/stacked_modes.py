@@ -105,8 +105,8 @@ def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, em
     """The classifier of channels, records (N, H, W, 3) -> classes (N, 3); trained on the first call and stored."""
     from safetensors.torch import load_file, save_file
 
-    from genflow.data.shards import to_display
     from genflow.data.sources import stacked
+    from genflow.data.values import to_display
     from genflow.evaluation.features import classifier
 
     code = source_hash.code_of("genflow/evaluation/metrics/stacked_modes.py")
@@ -136,8 +136,8 @@ def reader(store: "Store", data: "Dataset", real: "DataSplits", classes: int, em
 def _train(
     data: "Dataset", real: "DataSplits", classes: int, shape: tuple[int, int, int], emit: "Emit"
 ) -> "Classifier":
-    from genflow.data.shards import to_display
     from genflow.data.sources import stacked
+    from genflow.data.values import to_display
     from genflow.evaluation.features import classifier
 
     split, rows = data.splits["train"], real.training[: classifier.MAX_STEPS * classifier.BATCH]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genflow.data.shards import FACTS
+from genflow.data.shard_format import FACTS
 from genflow.evaluation.metrics.base import duration, number
 from genflow.evaluation.report import gallery, poster
 from genflow.evaluation.report.gallery import Strip

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from genflow import build
-from genflow.data.shards import FACTS
+from genflow.data.shard_format import FACTS
 from genflow.errors import GenflowError
 from genflow.families import AUTOENCODERS
 from genflow.recipe.compose import compose

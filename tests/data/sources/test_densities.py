@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from genflow.data.shards import Dataset, from_x, to_x
+from genflow.data.shards import Dataset
 from genflow.data.sources.densities import DENSITIES, density
+from genflow.data.values import from_x, to_x
 
 NAMES = list(DENSITIES)
 
