@@ -69,7 +69,7 @@ results: $(VENV)/.installed
 results-latents: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents.yaml --out docs/latents-results.md
 
-# every family on the latents of colour icons, in ten minutes each (an hour and a half of one core)
+# every family on the latents of colour icons, in ten minutes each (an hour and a quarter of one core)
 results-latents-families: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_families.yaml --out docs/latents-families.md
 

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
-from genflow.families.base import Call, Exported, Family, LogLikelihood, Samples
+from genflow.families.base import Call, Exported, Family, LogLikelihood, Samples, patch_of_latents
 from genflow.maths import likelihood
 from genflow.maths.guidance import cat_labels, drop_labels, no_label
 from genflow.maths.rng import Rng
@@ -93,6 +93,8 @@ class NormalizingFlow(Family):
 
     @classmethod
     def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
+        if facts.is_latents:
+            return {"kind": cls.default_net, "patch": patch_of_latents(facts)}
         return {"kind": "spline" if facts.is_points else cls.default_net}
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:

@@ -154,5 +154,6 @@ def test_the_net_follows_from_the_data() -> None:
     """The net is a spline flow for points and TarFlow for pictures; ordinary nets are rejected."""
     assert NormalizingFlow.default_net_for(POINTS) == {"kind": "spline"}
     assert NormalizingFlow.default_net_for(GREY) == {"kind": "tarflow"}
+    assert NormalizingFlow.default_net_for(GREY.of_latents((8, 16, 16), "ae")) == {"kind": "tarflow", "patch": 4}
     with pytest.raises(build.UsageError, match="an invertible net is needed"):
         family("normalizing_flow", GREY, "mlp")
