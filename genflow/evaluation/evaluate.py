@@ -241,6 +241,7 @@ def _metrics(suite: MetricSuite, applicable: Sequence[Metric], inputs: Samples) 
 
 def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
     """Whose numbers these are, and on what machine they were measured."""
+    cores = environment.cores()
     return {
         "run": run.id,
         "name": run.name,
@@ -254,8 +255,8 @@ def _identity(run: Artifact, data: Dataset, engine: Engine) -> Identity:
         "dataset": data.artifact.id,
         "dataset_name": data.artifact.name,
         "fingerprint": data.facts.fingerprint,
-        "machine": f"{platform.system()} {platform.machine()}, {environment.cores()} cores",
-        "cores": environment.cores(),
+        "machine": f"{platform.system()} {platform.machine()}, {cores} core{'s' * (cores > 1)}",
+        "cores": cores,
         "versions": {"genflow": __version__, "python": platform.python_version(), "torch": torch.__version__},
     }
 
