@@ -63,7 +63,8 @@ def largest(*arguments: str) -> float:
 
     A small process starts it, because the kernel counts the memory of the process that starts another one, too.
     """
-    done = subprocess.run([sys.executable, "-c", STARTER, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", STARTER, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8")
     return int(done.stdout.splitlines()[-1]) / (2**20 if sys.platform == "darwin" else 2**10)
 
 

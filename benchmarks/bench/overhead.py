@@ -163,7 +163,8 @@ def start() -> Listing:
     found: dict[str, list[float]] = {}
     for number in range(STARTS + 1):  # the first one writes bytecode
         for program in (COMMAND, JOB):
-            text = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, "-c", program]
+            text = subprocess.run(command, check=True, capture_output=True, encoding="utf-8").stdout
             before = 0.0
             for line in filter(lambda line: line.startswith("part|"), text.splitlines()):
                 _, part, until = line.split("|")
