@@ -86,11 +86,16 @@ class Pairs:
         return cls(tuple(map_stream(path) for path in map(artifact.file, artifact.files("*.arrow"))), facts)
 
     def __len__(self) -> int:
-        return sum(table.num_rows for table in self.tables)
+        return sum(self.sizes)
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of rows of each shard."""
+        return [table.num_rows for table in self.tables]
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        return np.cumsum([0, *(table.num_rows for table in self.tables)])
+        return np.cumsum([0, *self.sizes])
 
     @cached_property
     def _views(self) -> dict[str, list[np.ndarray]]:

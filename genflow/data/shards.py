@@ -167,10 +167,14 @@ class Split:
             return None
         return np.concatenate([table.column("log_density").to_numpy() for table in self.tables])
 
+    @property
+    def sizes(self) -> list[int]:
+        """The number of rows of each shard."""
+        return self.tables.rows if isinstance(self.tables, Shards) else [table.num_rows for table in self.tables]
+
     @cached_property
     def _starts(self) -> np.ndarray:
-        rows = self.tables.rows if isinstance(self.tables, Shards) else [table.num_rows for table in self.tables]
-        return np.cumsum([0, *rows])
+        return np.cumsum([0, *self.sizes])
 
     def batch(self, rows: np.ndarray, device: "torch.device", records: np.ndarray | None = None) -> "Batch":
         """The records of `rows` as a batch for a family; `records` replaces them, with the labels of `rows`."""

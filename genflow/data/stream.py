@@ -1,8 +1,8 @@
 """The rows of a training step: a pure function of (seed, step), so that a resumed run reads the same rows.
 
-The stream is an endless concatenation of permutations, one per epoch. Step s with global batch B reads positions
-sB .. (s+1)B - 1. Each worker reads its part of them, so the number of workers changes no row. A permutation is not
-stored: the row at a position is computed, so ten million rows take no more memory than ten.
+The stream is an endless concatenation of permutations, one per epoch (see `order`). Step s with global batch B reads
+positions sB .. (s+1)B - 1. Each worker reads its part of them, so the number of workers changes no row. A permutation
+is not stored: the row at a position is computed, so ten million rows take no more memory than ten.
 
 Flips, crops and the choice of one of several captions are functions of (seed, epoch, row), and the epoch follows from
 the step. Pictures are changed as bytes, before the batch is copied to the device, and in the stream alone: all other
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from genflow.batch import Batch
+from genflow.data.order import Order
 from genflow.data.pairs import Pairs
 from genflow.data.shards import Split
 from genflow.data.strips import crop
 from genflow.data.texts import Texts
-from genflow.maths.permutation import hashed, shuffled
+from genflow.maths.permutation import hashed
 from genflow.maths.rng import key
 
 
@@ -51,7 +52,7 @@ class Stream:
     ) -> None:
         self.split, self.batch, self.seed, self.device, self.flip = split, batch, seed, torch.device(device), flip
         self.texts = texts
-        self._total = len(split)
+        self._order = Order(split.sizes, seed)
         self.start, self.stop = rank_range(batch, rank, world)
 
     def rows(self, step: int) -> np.ndarray:
@@ -60,11 +61,8 @@ class Stream:
 
     def _epochs_and_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         positions = np.arange(step * self.batch + self.start, step * self.batch + self.stop)
-        epochs, offsets = np.divmod(positions, self._total)
-        parts = [
-            shuffled(offsets[epochs == epoch], self._total, key(self.seed, "order", epoch))
-            for epoch in np.unique(epochs)
-        ]
+        epochs, offsets = np.divmod(positions, self._order.total)
+        parts = [self._order.rows(epoch, offsets[epochs == epoch]) for epoch in np.unique(epochs)]
         return epochs, np.concatenate(parts)
 
     def __call__(self, step: int) -> Batch:
