@@ -1,8 +1,9 @@
 """The order of a training's rows: a permutation for each epoch, which is computed and not stored.
 
-Rows of data with at most `WHOLE` shards are permuted as a whole. Of larger data a batch would need nearly as many shards
-as rows, and could keep no shard open until it needs it again. So there the shards are permuted, and rows move within
-`WINDOW` consecutive ones: while a window is read, no other shard is. Both permutations are functions of (seed, epoch).
+Rows of data with at most `WHOLE` shards are permuted as a whole. Of larger data a batch would need nearly as many
+shards as rows, and could keep no shard open until it needs it again. So there the shards are permuted, and rows move
+within `WINDOW` consecutive ones: while a window is read, no other shard is. Both permutations are functions of (seed,
+epoch).
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Order:
         return rows
 
     def _permuted_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of an epoch (K,), and the positions where they begin and the last one ends (K + 1,)."""
+        """The shards in the order of an epoch (K,), and the positions where they begin and where the last ends (K + 1,)."""
         count = len(self._sizes)
         shards = shuffled(np.arange(count), count, key(self._seed, "shards", epoch))
         return shards, np.append(0, np.cumsum(self._sizes[shards]))
