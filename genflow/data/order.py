@@ -49,7 +49,7 @@ class Order:
         return rows
 
     def _permuted_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in the order of an epoch (K,), and the positions where they begin and where the last ends (K + 1,)."""
+        """The shards in the order of an epoch (K,), and where they begin and the last one ends (K + 1,)."""
         count = len(self._sizes)
         shards = shuffled(np.arange(count), count, key(self._seed, "shards", epoch))
         return shards, np.append(0, np.cumsum(self._sizes[shards]))
