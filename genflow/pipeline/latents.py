@@ -48,7 +48,7 @@ def _limits(recipe: Recipe) -> Json:
     """The autoencoder's share of a short training."""
     asked = {key: getattr(recipe.train, key) for key in ("minutes", "cpu_minutes")}
     enough = ENOUGH_MINUTES if recipe.size == SMALLEST else math.inf
-    return {key: round(SHARE * value, 6) for key, value in asked.items() if value and SHARE * value < enough}
+    return {key: float(f"{SHARE * value:.2g}") for key, value in asked.items() if value and SHARE * value < enough}
 
 
 def stages(
