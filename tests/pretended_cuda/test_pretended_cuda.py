@@ -80,8 +80,8 @@ def test_a_device_without_float64(run: Run, name: str) -> None:
 def test_every_family_net_and_sampler(run: Run) -> None:
     """All data, nets, variants and samplers that fit together."""
     found = {case.name: run(case.name) for case in every()}
-    for name, result in found.items():
-        assert (name, result["problems"]) == (name, [])
+    assert {name: result["problems"] for name, result in found.items() if result["problems"]} == {}
+    for result in found.values():
         check(result)
 
 
