@@ -273,7 +273,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part not in ("body", "path", "query")]
         key = where[0] if where else None
-        message = f"{key}: {plain(first['msg'])}" if key else first["msg"]
+        message = f"{key}: {plain(first['msg'])}" if key else plain(first["msg"])
         return _respond(RequestError(400 if key in PROMPTS else 422, message, key).reply(), request)
 
     async def http_error(request: Request, error: Exception) -> Response:
