@@ -60,7 +60,7 @@ def work(settings: dict[str, Any]) -> None:
     texts = runs.texts_of(store, recipe)
     full_batches = Stream(rows, batch, seed, device=device, flip=flip, texts=texts)
     batches = Stream(rows, batch, seed, rank, world, device, flip=flip, texts=texts)
-    next_batches = ahead(batches, device, decodes=data.facts.is_encoded)
+    next_batches = ahead(batches, device, decodes=data.facts.is_encoded and not recipe.data.pairs)
     journal = Journal(journal_path(store.root, settings["run"])) if rank == 0 else None
     # The journal first: a resumed run does not log earlier steps again.
     checkpoints = Checkpoints(folder / "checkpoints", before=journal.sync_with_bucket if journal else _ignore)
