@@ -1,7 +1,7 @@
 """The order of a training's rows: a permutation for each epoch, which is computed and not stored.
 
-Rows of data with at most `WHOLE` shards are permuted as a whole. Of larger data a batch would need nearly as many
-shards as rows, and could keep no shard open until it needs it again. So there the shards are permuted, and rows move
+Rows of data whose shards all stay open (`shards.MAX_MAPPED`) are permuted as a whole. Of larger data a batch would
+need nearly as many shards as rows, and would open most of them again. So there the shards are permuted, and rows move
 within `WINDOW` consecutive ones: while a window is read, no other shard is. Both permutations are functions of (seed,
 epoch).
 """
@@ -11,11 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 
+from genflow.data.shards import MAX_MAPPED
 from genflow.maths.permutation import shuffled
 from genflow.maths.rng import key
 
-WHOLE = 512  # shards; as many stay open (`shards.MAX_MAPPED`)
-WINDOW = 256  # shards; a batch at the end of one and at the beginning of the next finds all of them open
+WINDOW = MAX_MAPPED // 2  # shards; a batch at the end of one and the beginning of the next finds all of them open
 
 
 class Order:
@@ -34,7 +34,7 @@ class Order:
 
     def rows(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         """The rows at positions (N,), in 0 .. total - 1, of an epoch: int64 (N,)."""
-        if len(self._sizes) <= WHOLE:
+        if len(self._sizes) <= MAX_MAPPED:
             return shuffled(positions, self.total, key(self._seed, "order", epoch))
         shards, starts = self._shards(epoch)
         edges = np.append(starts[:-1:WINDOW], self.total)  # where windows begin and end
