@@ -19,14 +19,14 @@ import numpy as np
 from PIL import Image
 
 from genflow.data import encoding
-from genflow.data.encoding import CODECS, RAW, Codec
+from genflow.data.encoding import CODECS, Codec
 from genflow.data.shard_format import write_shard
 from genflow.data.shards import Split, map_stream
 from genflow.data.sources.base import BadRecord, ImageSpec
 from genflow.data.sources.find import find
 from genflow.errors import SetupError
 from genflow.recipe.schema import Data
-from genflow.specs import DataSpec
+from genflow.specs import RAW, DataSpec
 
 BATCH = 32
 HEADS = ("MB", "of raw", "rms error", "written/s", "read/s, 1 thread", "2 threads")

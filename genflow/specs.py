@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+RAW = "raw"  # the encoding of shards that store pixels
 LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/latents-results.md)
 
 
@@ -67,7 +68,7 @@ class DataSpec:
     autoencoder: str = ""
     crop: str = "center"
     bits: int = 16
-    encoding: str = "raw"
+    encoding: str = RAW
 
     @property
     def classes(self) -> int:
@@ -92,7 +93,7 @@ class DataSpec:
     @property
     def is_encoded(self) -> bool:
         """Whether the shards store pictures as files, which are decoded when rows are read."""
-        return self.encoding != "raw"
+        return self.encoding != RAW
 
     @property
     def bounded(self) -> bool:
@@ -115,7 +116,7 @@ class DataSpec:
         """
         return replace(
             self, shape=shape, levels=None, mean=0.0, sigma_data=1.0, scale=1.0, strip=0, fingerprint="",
-            encoding="raw", splits={"train": times * self.splits.get("train", 0)}, autoencoder=autoencoder,
+            encoding=RAW, splits={"train": times * self.splits.get("train", 0)}, autoencoder=autoencoder,
             class_counts=tuple(times * count for count in self.class_counts),
         )  # fmt: skip
 

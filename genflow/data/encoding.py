@@ -22,9 +22,9 @@ import pyarrow as pa
 from PIL import Image
 
 from genflow.errors import UsageError
+from genflow.specs import RAW
 from genflow.system.environment import cores
 
-RAW = "raw"
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # how the `datasets` library stores a picture
 FEATURE = {"_type": "Image"}  # the same in its metadata; it decodes such a column
 MAX_THREADS = 8  # that decode in one process; a machine has as many processes as GPUs

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from genflow.data import encoding, images, strips
+from genflow.data import images, strips
 from genflow.data.shard_writer import ShardResult, ShardTask
 from genflow.data.sources.base import ImageSpec, ImageSummary, Part, Source
 from genflow.errors import DataError
 from genflow.recipe.schema import Data
-from genflow.specs import DataSpec
+from genflow.specs import RAW, DataSpec
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
 
@@ -34,7 +34,7 @@ HELD_OUT_STREAM = 1  # names the permutation's random generator, in addition to 
 def address_hash(source: Source, data: Data) -> str:
     """The end of a dataset's id: a hash of the options, the source's listing and the code. No picture is decoded."""
     names = {"size", "channels", "bits", "crop", "labels", "captions", "val", "seed"}
-    if data.encoding != encoding.RAW:  # pixels keep the addresses that they had before there were encodings
+    if data.encoding != RAW:  # pixels keep the addresses that they had before there were encodings
         names.add("encoding")
     options = data.model_dump(mode="json", include=names)
     made_by = source_hash.code_of("genflow/data/prepare.py", also=("genflow/data/sources",))  # loaded by name

@@ -21,7 +21,7 @@ from genflow.data.sources.find import find
 from genflow.data.stream import Stream
 from genflow.errors import UsageError
 from genflow.recipe.schema import Data
-from genflow.specs import DataSpec
+from genflow.specs import RAW, DataSpec
 
 LOSSLESS = [name for name in CODECS if not encoding.is_lossy(name)]
 
@@ -144,8 +144,8 @@ def test_facts_and_latents_without_the_key() -> None:
     document = facts.to_json()
     assert DataSpec.from_json(document) == facts
     del document["encoding"]
-    assert DataSpec.from_json(document).encoding == encoding.RAW
-    assert facts.of_latents((4, 2, 2), "ae-1").encoding == encoding.RAW
+    assert DataSpec.from_json(document).encoding == RAW
+    assert facts.of_latents((4, 2, 2), "ae-1").encoding == RAW
 
 
 def test_the_datasets_library_decodes(prepared: Callable[..., Dataset], pictures: Path) -> None:
