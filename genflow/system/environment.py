@@ -28,6 +28,7 @@ def set_defaults() -> None:
     """Set the defaults of every genflow process: no telemetry, no banners, no pickle."""
     for name, value in {
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # with Ray's own 15, jobs nearly stop while other processes use all cores
         "RAY_DEDUP_LOGS": "0",  # otherwise Ray drops repeated event lines
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # otherwise every line is printed twice
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an extra process that genflow does not use
