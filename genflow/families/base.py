@@ -5,6 +5,7 @@ All families have the same direction of time: t = 0 is data, t = 1 is noise.
 """
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -316,9 +317,10 @@ def has_encoder(family: type[Family]) -> bool:
 
 
 def patch_of_latents(facts: DataSpec) -> int:
-    """The side of a transformer's patch: 16 patches if the latents' side is at most 16. 0: the net's default."""
+    """The side of a transformer's patch, at most 4, with which the number of patches is nearest to 4 x 4."""
     _, H, W = facts.shape
-    return next((p for p in (4, 2) if H % p == W % p == 0 and min(H, W) >= 4 * p), 0)
+    sides = [p for p in range(1, 5) if H % p == W % p == 0]
+    return min(sides, key=lambda p: abs(math.log(min(H, W) / (4 * p))))
 
 
 def _transformer(facts: DataSpec) -> dict[str, Any]:
