@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 RAW = "raw"  # the encoding of shards that store pixels
-LATENTS_FROM = 48  # pixels a side; measured at 64 (docs/latents-results.md)
+LATENTS_FROM = {"colour": 32, "grey": 48}  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,12 @@ class DataSpec:
     def is_large(self) -> bool:
         """Whether these are pictures that are learned as latents by default."""
         side = min(self.shape[1:])
-        return self.levels is not None and side >= LATENTS_FROM and side % 2 == 0
+        return self.levels is not None and side >= LATENTS_FROM[self.colour] and side % 2 == 0
+
+    @property
+    def colour(self) -> str:
+        """`colour` or `grey`, by the number of channels."""
+        return "grey" if self.shape[0] == 1 else "colour"
 
     def of_latents(self, shape: tuple[int, int, int], autoencoder: str, times: int = 1) -> "DataSpec":
         """The specification of latents of these pictures, without a fingerprint.

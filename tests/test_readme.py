@@ -92,9 +92,9 @@ def test_the_readmes_own_pictures_section_runs(tmp_path, monkeypatch, capsys, ra
     monkeypatch.setattr(classifier, "MAX_STEPS", 5)
     small = {
         "prepare": ["--set", "data.val=0.3"],
-        "train": ["--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
-        "tune": ["--trials", "2", "--set", "tune.steps=2", "--set", "train.batch=8", "--set", "net.width=8",
-                 "--set", "tune.samples=16", "--set", "tune.confirm=0"],
+        "train": ["--latents", "none", "--steps", "4", "--set", "train.batch=8", "--set", "net.width=8"],
+        "tune": ["--latents", "none", "--trials", "2", "--set", "tune.steps=2", "--set", "train.batch=8",
+                 "--set", "net.width=8", "--set", "tune.samples=16", "--set", "tune.confirm=0"],
         "tables": ["--dry-run"],  # the full command takes hours
         "run": ["--dry-run"],  # test_pipeline runs it
         "compare": ["--samples", "16", "--set", "evaluate.sweep_samples=16", "--set", "evaluate.steps=[1,2]",

@@ -14,7 +14,7 @@ from genflow.api.search import Search
 from genflow.api.sending import send
 from genflow.api.stores import Place, store_at
 from genflow.commands.recipes import nest, read_config
-from genflow.commands.references import decide_latents, require_family
+from genflow.commands.references import require_family
 from genflow.commands.vocabulary import keys_of
 from genflow.system.documents import Json
 
@@ -189,7 +189,6 @@ def tune(
     if to_do:
         texts.note_made(send("encode_text", to_do, place, cluster, address))
     recipe, _ = starting.find(place, recipe)
-    recipe = decide_latents(place, recipe)
     if recipe.data.latents == "auto":
         document, made = commands.latents_stages(place, recipe)
         if not made:

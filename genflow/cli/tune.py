@@ -22,7 +22,7 @@ from genflow.cli.options import (
     complete_family,
 )
 from genflow.commands.recipes import read_config
-from genflow.commands.references import decide_latents, require_family
+from genflow.commands.references import require_family
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
@@ -86,7 +86,7 @@ def tune(
     with_init = import_init(store, with_texts, dry_run=dry_run, json=json)
     if with_init is None:
         return
-    recipe = decide_latents(store, with_init)
+    recipe = with_init
     if recipe.data.latents == "auto":
         made = _make_latents(store, recipe, cluster, address, dry_run=dry_run, json=json)
         if not made:

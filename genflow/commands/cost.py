@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from genflow.commands import train as training
 from genflow.commands.recipes import compose_recipe
-from genflow.commands.references import decide_latents
 from genflow.errors import UsageError
 from genflow.specs import DataSpec
 from genflow.system.documents import Json
@@ -61,7 +60,6 @@ def _of_data(store: "Store", recipe: "Recipe") -> "tuple[Recipe, DataSpec, Recip
     from genflow.pipeline import latents
     from genflow.runs import plan
 
-    recipe = decide_latents(store, recipe)
     if recipe.data.latents == "auto":
         facts = latents.expected_facts(store, recipe)
         return build.resolve(recipe, facts), facts, None

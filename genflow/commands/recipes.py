@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genflow.errors import UsageError
 from genflow.system.documents import Json
 
 if TYPE_CHECKING:  # `genflow --help` imports this module
     from genflow.recipe.schema import Recipe
+    from genflow.storage.store import Store
 
 
 def read_config(path: Path) -> Json:
@@ -41,6 +43,29 @@ def compose_recipe(
     from genflow.recipe.compose import assignments, compose
 
     return compose(family, *files, assignments(sets), nest_flags(flags))
+
+
+def recipe_on_data(
+    store: "Store", family: str, files: Sequence[Json], sets: list[str], flags: dict[str, Any]
+) -> "Recipe":  # fmt: skip
+    """`compose_recipe` with the ids of what the recipe names, and with `data.latents` decided.
+
+    Raises:
+        UsageError: a key or a value is invalid, the recipe is of another family, or an artifact does not exist.
+    """
+    from genflow.commands.references import find_data, latents_for
+
+    composed = compose_recipe(family, files, sets, flags)
+    if (kind := composed.family.get("kind")) != family:
+        message = f"family.kind in the recipe is {kind!r}, but the command names {family}"
+        raise UsageError(message, f"name {kind} in the command, or omit family.kind")
+    recipe = find_data(store, composed)
+    latents = latents_for(store, recipe)
+    if latents in ("", "none", recipe.data.latents):
+        return recipe
+    composed = compose_recipe(family, [{"data": {"latents": latents}}, *files], sets, flags)
+    data = {**recipe.data.model_dump(mode="json"), "latents": latents}
+    return recipe.replace(data=data, **composed.model_dump(mode="json", include={"train", "tune"}))
 
 
 def nest_flags(flags: dict[str, Any]) -> Json:

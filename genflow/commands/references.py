@@ -120,8 +120,10 @@ def find_data(store: "Store", recipe: "Recipe") -> "Recipe":
     return recipe
 
 
-def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
-    """The recipe with `data.latents` decided: by default, large pictures are learned as latents.
+def latents_for(store: "Store", recipe: "Recipe") -> str:
+    """What a run learns: `auto` or the id of latents; `none` or empty for pictures.
+
+    By default a run learns what its initial run or its pairs are of, and large pictures are learned as latents.
 
     Raises:
         UsageError: an autoencoder is to learn latents.
@@ -129,21 +131,25 @@ def decide_latents(store: "Store", recipe: "Recipe") -> "Recipe":
     from genflow.families import AUTOENCODERS
 
     asked, data = recipe.data.latents, recipe.data
-    if asked == "none":  # kept, so that the run inherits none from its initial run or its pairs
-        return recipe
-    if asked and recipe.family["kind"] in AUTOENCODERS:
-        raise UsageError("--latents: an autoencoder learns pictures", "omit --latents, or name another family")
-    if asked or data.pairs or recipe.init or recipe.family["kind"] in AUTOENCODERS:
-        return recipe
-    latents = default_latents(store.find("datasets", data.name))
-    return recipe.replace(data={**data.model_dump(mode="json"), "latents": latents})
+    if recipe.family["kind"] in AUTOENCODERS:
+        if asked not in ("", "none"):
+            raise UsageError("--latents: an autoencoder learns pictures", "omit --latents, or name another family")
+        return asked
+    if asked:
+        return asked
+    if data.pairs or recipe.init:
+        made = [store.get("pairs", data.pairs), store.get("runs", recipe.init)]
+        return next((str(learned) for each in made if each and (learned := each.meta.get("latents"))), "")
+    return default_latents(store.find("datasets", data.name))
 
 
 def default_latents(dataset: "Artifact") -> str:
     """`auto` for large pictures, with a line that says so; else empty."""
-    if not DataSpec.from_json(dataset.meta["facts"]).is_large:
+    facts = DataSpec.from_json(dataset.meta["facts"])
+    if not facts.is_large:
         return ""
-    note(f"latents  pictures of {LATENTS_FROM} pixels and more are learned as latents; --latents none: pixels")
+    least = LATENTS_FROM[facts.colour]
+    note(f"latents  {facts.colour} pictures of {least} pixels and more are learned as latents; --latents none: pixels")
     return "auto"
 
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from genflow.commands.recipes import compose_recipe
-from genflow.commands.references import decide_latents, find_data, require_family
+from genflow.commands.recipes import recipe_on_data
+from genflow.commands.references import require_family
 from genflow.errors import UsageError
 from genflow.system.documents import Json
 from genflow.system.streams import note
@@ -42,13 +42,7 @@ def recipe(
     limited = any("steps" in layer.get("train", {}) for layer in (*layers, assignments(sets)))
     if any(flags.get(key) for key in budgets) and not flags.get("train.steps") and not limited:
         flags["train.steps"] = NO_END  # without --steps, only the time limits the run
-    composed = compose_recipe(family, [*files, *layers], sets, flags)
-    if composed.family.get("kind") != family:
-        raise UsageError(
-            f"family.kind in the recipe is {composed.family.get('kind')!r}, but the command names {family}",
-            f"genflow train {composed.family.get('kind')}",
-        )
-    found = find_data(store, composed)
+    found = recipe_on_data(store, family, [*files, *layers], sets, flags)
     return found if epochs is None else with_epochs(store, found, epochs)
 
 
@@ -86,14 +80,13 @@ def family_named(family: str, files: Sequence[Json]) -> str:
 
 
 def with_latents(store: "Store", recipe: "Recipe") -> "tuple[Recipe, Json | None]":
-    """The recipe with `data.latents` decided; and the pipeline that makes the latents and trains, if they are missing.
+    """The recipe on latents that exist; or, if they are missing, the pipeline that makes them and trains.
 
     Raises:
         UsageError: the recipe cannot learn such latents.
     """
     from genflow.pipeline import latents
 
-    recipe = decide_latents(store, recipe)
     if recipe.data.latents != "auto":
         return recipe, None
     for document in (latents.pipeline(recipe, whole=True), latents.pipeline(recipe)):

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genflow.commands.recipes import compose_recipe
-from genflow.commands.references import find_data
+from genflow.commands.recipes import recipe_on_data
 from genflow.commands.train import with_epochs
 from genflow.system.documents import Json
 
@@ -34,7 +33,7 @@ def recipe(
     from genflow.tuning import space
 
     whole = {**flags, "tune.space": space.parse_pairs(param) if param else None}
-    found = find_data(store, compose_recipe(family, layers, sets, whole))
+    found = recipe_on_data(store, family, layers, sets, whole)
     return found if epochs is None else with_epochs(store, found, epochs, "tune")
 
 

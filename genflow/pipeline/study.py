@@ -143,10 +143,11 @@ class Study:
         train: Json = {"steps": NO_STEP_LIMIT, **run.get("train", {}), "seed": seed}
         if (minutes := self.cpu_minutes(name)) is not None:
             train["cpu_minutes"] = minutes
-        if factor := run.get("lr_times"):
-            train["lr"] = round(compose(run["preset"], {"train": run.get("train", {})}).train.lr * factor, 12)
         if self.latents and run.get("data", "data") == "data":
             stage = {"latents": "latents" if self.latents == "auto" else self.latents, **stage}
+        if factor := run.get("lr_times"):
+            own = {key: run.get(key, {}) for key in ("net", "train")} | {"data": {"latents": stage.get("latents", "")}}
+            train["lr"] = round(compose(run["preset"], own).train.lr * factor, 12)
         return {"job": "train", "name": f"{name}-s{seed}", **stage, "data": data, "train": train}
 
     def _dataset(self, key: str) -> str:

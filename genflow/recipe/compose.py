@@ -1,6 +1,8 @@
 """Compose a recipe from layers. Later layers win:
 
     defaults  <  preset (pipelines/<family>.yaml)  <  size  <  -c file  <  --set key=value  <  a flag of the command
+
+A preset has settings of `train` for larger sizes (`larger`), and for a small transformer on latents (`on_latents`).
 """
 
 import json
@@ -11,6 +13,9 @@ from genflow.recipe import sizes
 from genflow.recipe.files import read
 from genflow.recipe.schema import TOP_LEVEL_KEYS, Recipe, parse
 from genflow.system.source_hash import resources_dir
+
+ON_LATENTS = "on_latents"  # the section of a preset
+TRANSFORMERS = "auto", "dit", "mmdit"  # auto is a transformer on latents
 
 
 def parse_value(text: str) -> Any:
@@ -68,7 +73,7 @@ def preset(name: str) -> dict[str, Any]:
     Raises:
         UsageError: no preset has that name.
     """
-    return {key: value for key, value in _preset(name).items() if key != sizes.LARGER}
+    return {key: value for key, value in _preset(name).items() if key not in (sizes.LARGER, ON_LATENTS)}
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -97,9 +102,19 @@ def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
     parts = [part for layer in layers for part in (layer if isinstance(layer, list) else [layer])]
     if any("stages" in part for part in parts):
         raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
-    larger = document.pop(sizes.LARGER, {})
-    if sized := sizes.training(document, larger, parts):
-        document = merge(document, {"train": sized, "tune": {"space": sizes.space(document, sized)}})
+    larger, on_latents = document.pop(sizes.LARGER, {}), document.pop(ON_LATENTS, {})
+    if own := sizes.training(document, larger, parts) or (on_latents if _is_transformer_on_latents(parts) else {}):
+        document = merge(document, {"train": own, "tune": {"space": sizes.space(document, own)}})
     for part in parts:
         document = merge(document, part)
     return parse(document, where)
+
+
+def _is_transformer_on_latents(parts: list[dict[str, Any]]) -> bool:
+    """Whether documents ask for latents and for no other net; and for no optimizer, because a rate fits only one."""
+    given: dict[str, Any] = {}
+    for part in parts:
+        given = merge(given, {key: value for key, value in part.items() if isinstance(value, dict)})
+    latents = given.get("data", {}).get("latents") or "none"
+    kind = given.get("net", {}).get("kind", "auto")
+    return latents != "none" and kind in TRANSFORMERS and "optimizer" not in given.get("train", {})

@@ -8,6 +8,7 @@ from support.commands import Command, in_this_process
 from support.latents import SMALL, dataset, encoded, pictures, task
 from support.trained_run import trained_run
 
+from genflow.commands import train
 from genflow.pipeline import latents
 from genflow.recipe.compose import compose
 from genflow.storage.store import Store
@@ -33,18 +34,40 @@ def plan(genflow: Command, *arguments: str) -> list[str]:
         (48, "ddpm", (), ["train", "encode", "train"]),
         (48, "ddpm", ("--latents", "none"), ["train"]),
         (48, "autoencoder", (), ["train"]),
-        (16, "ddpm", (), ["train"]),
+        (32, "ddpm", (), ["train", "encode", "train"]),
+        (30, "ddpm", (), ["train"]),
         (16, "ddpm", ("--latents", "auto"), ["train", "encode", "train"]),
     ],
 )
 def test_large_pictures_are_learned_as_latents(
     genflow: Command, store: Store, tmp_path: Path, size: int, family: str, more: tuple[str, ...], jobs: list[str]
 ) -> None:
-    """From 48 pixels on by default, smaller ones on request; an autoencoder always learns pictures."""
+    """Colours from 32 pixels on by default, smaller ones on request; an autoencoder always learns pictures."""
     data = dataset(store, pictures(tmp_path / "colours", 20, (size, size)), size=size)
     assert plan(genflow, family, "--data", data.artifact.name, *more) == jobs
     _, _, err = genflow("train", family, "--data", data.artifact.name, *more, "--dry-run")
     assert ("are learned as latents" in err) == (len(jobs) == 3 and not more)
+
+
+@pytest.mark.parametrize(("size", "jobs"), [(32, ["train"]), (48, ["train", "encode", "train"])])
+def test_grey_pictures_are_learned_as_latents_from_48_pixels_on(
+    genflow: Command, store: Store, tmp_path: Path, size: int, jobs: list[str]
+) -> None:
+    data = dataset(store, pictures(tmp_path / "colours", 20, (size, size)), size=size, channels=1)
+    assert plan(genflow, "ddpm", "--data", data.artifact.name) == jobs
+
+
+def test_the_preset_on_latents_holds_however_they_are_chosen(store: Store, tmp_path: Path) -> None:
+    """By default, by name, and by the run that a training starts from."""
+    data = dataset(store, pictures(tmp_path / "colours", 20, (32, 32)), size=32)
+    made = encoded(store, task(store, trained_run(store, data, "autoencoder", steps=1, **SMALL)))
+    begun = trained_run(store, data, "ddpm", steps=1, latents=made)
+    for more in ({}, {"data.latents": made.id}, {"init": begun.id}):
+        chosen = train.recipe(store, "ddpm", [], [], [], **{"data.name": data.artifact.name, **more})
+        assert (chosen.train.optimizer, chosen.train.lr) == ("adamw", 0.002)
+        assert chosen.data.latents == ("auto" if not more else made.id)
+    pixels = train.recipe(store, "ddpm", [], [], [], **{"data.name": data.artifact.name, "data.latents": "none"})
+    assert pixels.train.optimizer == "muon"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +144,7 @@ def test_one_command_makes_latents_of_a_folder(
     assert stages["report"]["needs"] == ["flow", "autoencoder"]
 
 
-@pytest.mark.parametrize(("side", "more"), [(64, " --latents auto"), (32, "")])
+@pytest.mark.parametrize(("side", "more"), [(64, " --latents auto"), (32, " --latents auto"), (24, "")])
 def test_the_next_command_proposes_latents(
     genflow: Command, store: Store, tmp_path: Path, side: int, more: str
 ) -> None:

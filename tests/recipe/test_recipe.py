@@ -36,6 +36,28 @@ def test_later_layers_win() -> None:
     assert made.train.batch == 5  # a flag
 
 
+@pytest.mark.parametrize(
+    ("more", "optimizer", "lr"),
+    [
+        ({}, "adamw", 0.002),
+        ({"net": {"kind": "dit", "depth": 2}}, "adamw", 0.002),
+        ({"train": {"lr": 0.1}}, "adamw", 0.1),
+        ({"train": {"optimizer": "muon"}}, "muon", 0.02),
+        ({"net": {"kind": "unet"}}, "muon", 0.02),
+        ({"data": {"latents": "none"}}, "muon", 0.02),
+    ],
+)
+def test_a_transformer_on_latents_has_its_own_training(more: dict[str, Any], optimizer: str, lr: float) -> None:
+    """A rate belongs to an optimizer, so that of the preset's section `on_latents` applies only with its optimizer."""
+    made = compose("flow_matching", {"data": {"latents": "auto"}}, more)
+    assert (made.train.optimizer, made.train.lr) == (optimizer, lr)
+
+
+def test_a_search_on_latents_is_around_their_rate() -> None:
+    """The space keeps its ratios to the rate of the preset."""
+    assert compose("ddpm", {"data": {"latents": "auto"}}).tune.space["train.lr"] == "log:0.0004:0.01"
+
+
 def test_another_kind_replaces_its_section() -> None:
     """Options of the U-Net do not follow a change to the MLP."""
     base = {"net": {"kind": "unet", "multipliers": [1, 2]}, "train": {"lr": 1}}
