@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-latents-families results-latents-128 results-photographs results-text-to-image tables presets bench bench-quality chaos wheel clean
+.PHONY: setup quickstart test test-slow lint docs site hero families notebooks deploy trial results results-latents results-latents-families results-latents-128 results-latents-32 results-photographs results-text-to-image tables presets bench bench-quality chaos wheel clean
 
 setup: $(VENV)/.installed
 
@@ -76,6 +76,10 @@ results-latents-families: $(VENV)/.installed
 # icons of 128 pixels (forty minutes of one core)
 results-latents-128: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_128.yaml --out docs/latents-128.md
+
+# every family in three minutes, on icons of 32 pixels (forty minutes of one core)
+results-latents-32: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/results.py --plan benchmarks/latents_32.yaml --out docs/latents-32.md
 
 # latents against pixels, as above, for crops of photographs (as long; needs mate-backgrounds)
 results-photographs: $(VENV)/.installed

@@ -54,6 +54,7 @@ MADE_BY = {
         "make results-latents-families"
     ),
     ("--plan", "benchmarks/latents_128.yaml", "--out", "docs/latents-128.md"): "make results-latents-128",
+    ("--plan", "benchmarks/latents_32.yaml", "--out", "docs/latents-32.md"): "make results-latents-32",
     ("--plan", "benchmarks/latents_photographs.yaml", "--out", "docs/latents-photographs.md"): (
         "make results-photographs"
     ),
