@@ -97,15 +97,17 @@ def endpoint(
             command(store, "serve", "flow", "vae", words.run, "--name", "tested", "--port", "0", "--replicas", "2"),
             env=environment(store), stdout=file, stderr=file, text=True, encoding="utf-8",
         )  # fmt: skip
-    end = time.monotonic() + 240
-    while not (match := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text(encoding="utf-8"))):
-        assert process.poll() is None, log.read_text(encoding="utf-8")
-        assert time.monotonic() < end, log.read_text(encoding="utf-8")
-        time.sleep(0.2)
-    yield Endpoint(process, match[1], match[2])
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=120)
+    try:
+        end = time.monotonic() + 480
+        while not (match := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text(encoding="utf-8"))):
+            assert process.poll() is None, log.read_text(encoding="utf-8")
+            assert time.monotonic() < end, log.read_text(encoding="utf-8")
+            time.sleep(0.2)
+        yield Endpoint(process, match[1], match[2])
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=120)
 
 
 def cpu_seconds(pid: int) -> float:
