@@ -19,8 +19,9 @@ def ui(
 ) -> None:
     """Start the MLflow UI on 127.0.0.1, and print its address and those of the store's page and the Ray dashboard.
 
-    It opens at the newest run's experiment, with quality and time in columns. First send what MLflow lacks, such as
-    after an outage. If MLFLOW_TRACKING_URI names a server, print its address.
+    It opens at the newest run's experiment, with quality and time in columns.
+    It first sends what MLflow lacks, such as after an outage.
+    If MLFLOW_TRACKING_URI names a server, it prints the address of that server.
     """
     import contextlib
     import signal
