@@ -138,7 +138,8 @@ def latents_for(store: "Store", recipe: "Recipe") -> str:
     if asked:
         return asked
     if data.pairs or recipe.init:
-        made = [store.get("pairs", data.pairs), store.get("runs", recipe.init)]
+        init = "" if starting.is_folder(recipe.init) else recipe.init
+        made = [store.get(kind, id) for kind, id in (("pairs", data.pairs), ("runs", init)) if id]
         return next((str(learned) for each in made if each and (learned := each.meta.get("latents"))), "")
     return default_latents(store.find("datasets", data.name))
 
