@@ -7,10 +7,13 @@ otherwise the second node would unpack a job's bundle over the first node's copy
 """
 
 import sys
+from pathlib import Path
 
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.utils import write_ray_address
 from ray.cluster_utils import Cluster
 
+Path(get_default_ray_temp_dir()).mkdir(parents=True, exist_ok=True)  # the cluster writes its address there, too
 folder, dashboard_port, agent_port = sys.argv[1:]
 memory = {"object_store_memory": 80_000_000}
 cluster = Cluster(
