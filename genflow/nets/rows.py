@@ -1,6 +1,6 @@
 """Layers, batches and threads for which the bits of a row do not depend on the other rows: alone and in company.
 
-On a CPU, fp32: a linear layer rounds 1 to 3 vectors differently from more, and a convolution one picture differently
+On a CPU, fp32: a linear layer rounds 1 to 15 vectors differently from more, and a convolution one picture differently
 from more. Threads share the rows of a product, and round some numbers of rows differently from one thread. All that
 was measured is in docs/decisions/0010-how-samples-are-served.md.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-VECTORS = 4  # that a linear layer is evaluated on at least
+VECTORS = 16  # that a linear layer is evaluated on at least
 ON_GPUS = 16  # batches are multiples of so many rows
 THREADS = (1, 2, 4)  # with 3 and with more no numbers of rows were found that round as on one thread
 
