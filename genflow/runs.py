@@ -28,6 +28,7 @@ from genflow.sampling.engine import AUTOENCODER, RECIPE, TEXT, Engine
 from genflow.sampling.prompts import Prompts
 from genflow.specs import DataSpec
 from genflow.storage.files import explain_disk_errors, link_or_copy, write_atomically
+from genflow.storage.references import inherited
 from genflow.storage.store import Artifact, Store
 from genflow.system import source_hash
 from genflow.system.source_hash import digest
@@ -141,8 +142,8 @@ def _find_data(
     """The latents or texts that a recipe names; without a name those of the pairs, or of the initial run."""
     if reference == "none":
         return None
-    inherited = next((learned for made in (pairs, init) if made and (learned := made.meta.get(kind, ""))), "")
-    return store.find(kind, reference or inherited) if reference or inherited else None
+    named = reference or inherited(kind, pairs, init)
+    return store.find(kind, named) if named else None
 
 
 def _require_fitting(

@@ -129,18 +129,18 @@ def latents_for(store: "Store", recipe: "Recipe") -> str:
         UsageError: an autoencoder is to learn latents.
     """
     from genflow.families import AUTOENCODERS
+    from genflow.storage.references import inherited
 
     asked, data = recipe.data.latents, recipe.data
-    if recipe.family["kind"] in AUTOENCODERS:
-        if asked not in ("", "none"):
-            raise UsageError("--latents: an autoencoder learns pictures", "omit --latents, or name another family")
-        return asked
-    if asked:
+    is_autoencoder = recipe.family["kind"] in AUTOENCODERS
+    if is_autoencoder and asked not in ("", "none"):
+        raise UsageError("--latents: an autoencoder learns pictures", "omit --latents, or name another family")
+    if is_autoencoder or asked:
         return asked
     if data.pairs or recipe.init:
         init = "" if starting.is_folder(recipe.init) else recipe.init
         made = [store.get(kind, id) for kind, id in (("pairs", data.pairs), ("runs", init)) if id]
-        return next((str(learned) for each in made if each and (learned := each.meta.get("latents"))), "")
+        return inherited("latents", *made)
     return default_latents(store.find("datasets", data.name))
 
 

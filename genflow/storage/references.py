@@ -7,6 +7,11 @@ from genflow.storage.artifact import COMMAND_FOR, NOUNS, Artifact
 from genflow.storage.names import Record, meaning
 
 
+def inherited(kind: str, *made: Artifact | None) -> str:
+    """The id of the latents or texts that the first of some runs and pairs learned; empty if none did."""
+    return next((str(id) for each in made if each and (id := each.meta.get(kind))), "")
+
+
 def resolve(
     kind: str, reference: str, every: list[Artifact], damaged: dict[str, DataError],
     records: Callable[[str], dict[str, Record]], url: str,
