@@ -43,8 +43,7 @@ def estimate(
     elif flags.get("data.name") or flags.get("data.text"):
         raise UsageError("--pixels is for pictures that do not exist yet, without captions", "omit --data and --text")
     else:
-        named = training.family_named(family, files)
-        recipe, facts, init = _of_pixels(compose_recipe(named, files, sets, flags), pixels)
+        recipe, facts, init = _of_pixels(training.family_named(family, files), files, sets, flags, pixels)
     return of(recipe, facts, gpus=gpus or recipe.cluster.workers, init=init, kinds=kinds)
 
 
@@ -76,15 +75,18 @@ def _start(run: "RunPlan") -> "Recipe | None":
     return parse(read(run.init.file(RECIPE))) if run.init else None
 
 
-def _of_pixels(recipe: "Recipe", pixels: int) -> "tuple[Recipe, DataSpec, Recipe | None]":
+def _of_pixels(
+    family: str, files: Sequence[Json], sets: list[str], flags: dict[str, Any], pixels: int
+) -> "tuple[Recipe, DataSpec, Recipe | None]":
     from genflow import build, families
     from genflow.pipeline import latents
 
     if not 4 <= pixels <= 1024:
         raise UsageError(f"--pixels must be from 4 to 1024, not {pixels}", "genflow cost FAMILY --pixels 256")
     facts = DataSpec((3, pixels, pixels), levels=256)
-    learns_latents = recipe.data.latents == "auto" or (not recipe.data.latents and facts.is_large)
-    if learns_latents and recipe.family["kind"] not in families.AUTOENCODERS:
+    by_default = {"data": {"latents": "auto"}} if facts.is_large and family not in families.AUTOENCODERS else {}
+    recipe = compose_recipe(family, [by_default, *files], sets, flags)
+    if recipe.data.latents == "auto":
         facts = latents.latents_of(facts, recipe.size)
     init = None
     if families.family_class(recipe.family["kind"]).teacher == "required":  # a teacher with the same net

@@ -22,7 +22,8 @@ def parameters(recipe: Recipe) -> dict[str, Any]:
         recipe: a run's own, with every default filled in.
     """
     flat = flatten(recipe.model_dump(mode="json"))
-    preset = flatten(compose(recipe.family["kind"]).model_dump(mode="json"))
+    own = {"data": {"latents": recipe.data.latents}, "net": {"kind": recipe.net.get("kind", "auto")}}
+    preset = flatten(compose(recipe.family["kind"], own).model_dump(mode="json"))
     budget = next(key for key in BUDGETS if flat[key] is not None)
     unused = {*HOUSEKEEPING, *BUDGETS} - {budget}
     used = [key for key in flat if key.partition(".")[0] in SECTIONS or key == "data.flip"]

@@ -32,6 +32,13 @@ def test_pictures_need_not_exist(genflow: Command) -> None:
     assert (document["schema"], document["shape"], only["gpu"]) == ("genflow.cost/1", [3, 32, 32], "L4")
 
 
+def test_pictures_that_are_learned_as_latents_have_the_preset_of_latents(genflow: Command) -> None:
+    for more, optimizer in ((), "adamw"), (("--latents", "none"), "muon"):
+        code, out, _ = genflow("cost", "flow_matching", "--pixels", "64", *more)
+        assert code == 0
+        assert f"a picture, {optimizer}\n" in out
+
+
 def test_a_teacher_need_not_exist(genflow: Command) -> None:
     """A distilled family of pictures that do not exist yet starts from a teacher of the same net."""
     code, out, _ = genflow("cost", "consistency", "--pixels", "16", "--json")

@@ -212,6 +212,14 @@ def test_a_report_repeats_the_autoencoder_and_the_latents(made: Made) -> None:
     assert f"<small>and {number(autoencoder.meta['cpu_seconds'] + 0.5)} before it</small>" in text
 
 
+def test_a_report_names_another_optimizer_than_that_of_the_preset_on_latents(made: Made) -> None:
+    """Without it, the printed command would train a transformer with AdamW."""
+    store, data, _, latents, _ = made
+    run = trained_run(store, data, "flow_matching", "by-muon", steps=1, net="dit", latents=latents)
+    line = reproduce.commands(store, [{"run": run.id, "dataset": data.artifact.id, "evaluate": {}}])[-2]
+    assert "--set train.optimizer=muon" in line
+
+
 def test_similarity_of_pictures() -> None:
     """A constant shift of 0.1 in [0, 1] is 20 dB; equal pictures have SSIM 1, and unrelated ones nearly 0."""
     x = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * 1.6 - 1

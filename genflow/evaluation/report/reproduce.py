@@ -98,10 +98,11 @@ def _train(store: Store, run: Artifact, latents: str, name_by_run: dict[str, str
     source = store.get("runs", recipe.init) if recipe.init else None
     init = recipe_of(source) if source else None
     try:
-        preset = build.resolve(compose(kind, {"family": {"kind": kind}}), facts, init)
+        own = {"family": {"kind": kind}, "data": {"latents": recipe.data.latents}}
+        preset = build.resolve(compose(kind, own), facts, init)
         other_net = preset.net["kind"] != net
         if other_net:
-            preset = build.resolve(compose(kind, {"family": {"kind": kind}, "net": {"kind": net}}), facts, init)
+            preset = build.resolve(compose(kind, own, {"net": {"kind": net}}), facts, init)
         base = flatten(preset.model_dump(mode="json"))
         if other_net:
             del base["net.kind"]
