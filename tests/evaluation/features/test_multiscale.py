@@ -34,9 +34,9 @@ def made() -> Multiscale:
 
 
 def test_stronger_damage_costs_more(made: Multiscale) -> None:
-    """Distances rise with the strength of damage."""
-    pictures, noise = discs(500, 2)[0], np.random.default_rng(3).normal(size=(500, SIDE, SIDE, 3))
-    reference = made.embed(discs(500, 1)[0])[0]
+    """Distances rise with the strength of damage; that of undamaged pictures is small, because there are many."""
+    pictures, noise = discs(2000, 2)[0], np.random.default_rng(3).normal(size=(2000, SIDE, SIDE, 3))
+    reference = made.embed(discs(2000, 1)[0])[0]
     whole = Gaussian(reference)
     checker = (np.indices((SIDE, SIDE)).sum(0) % 2 * 2 - 1)[..., None]
     kinds = (
@@ -48,7 +48,7 @@ def test_stronger_damage_costs_more(made: Multiscale) -> None:
         vectors = [made.embed(damaged)[0] for damaged in strengths]
         found = [whole.distance(v) for v in vectors]
         assert found[0] < found[1] < found[2]
-        assert found[2] > 1.5 * found[0]
+        assert found[2] > 2 * found[0]
 
 
 def test_every_part_has_its_weight(made: Multiscale) -> None:

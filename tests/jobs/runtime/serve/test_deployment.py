@@ -98,7 +98,7 @@ def endpoint(
             env=environment(store), stdout=file, stderr=file, text=True, encoding="utf-8",
         )  # fmt: skip
     try:
-        end = time.monotonic() + 480
+        end = time.monotonic() + 240
         while not (match := re.search(r"playground (\S+)/ .* metrics (\S+)", log.read_text(encoding="utf-8"))):
             assert process.poll() is None, log.read_text(encoding="utf-8")
             assert time.monotonic() < end, log.read_text(encoding="utf-8")
