@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 RAW = "raw"  # the encoding of shards that store pixels
-LATENTS_FROM = {"colour": 32, "grey": 48}  # pixels a side
+LATENTS_FROM = {"colour": 32, "grey": 48}  # pixels a side (docs/decisions/0021-latents-by-default.md)
 
 
 @dataclass(frozen=True)
