@@ -65,7 +65,7 @@ def recipe_on_data(
         return recipe
     composed = compose_recipe(family, [{"data": {"latents": latents}}, *files], sets, flags)
     data = {**recipe.data.model_dump(mode="json"), "latents": latents}
-    return recipe.replace(data=data, **composed.model_dump(mode="json", include={"train", "tune"}))
+    return recipe.replace(data=data, **composed.model_dump(mode="json", include={"family", "train", "tune"}))
 
 
 def nest_flags(flags: dict[str, Any]) -> Json:

@@ -1,7 +1,7 @@
 """Diffusion: train a denoiser at T noise levels (DDPM) or at all noise levels (EDM); the sampler is chosen separately.
 
     x_t = alpha_t x + sigma_t eps                            DDPM: alpha^2 = alpha_bar_k, sigma^2 = 1 - alpha_bar_k
-    loss = E_t w_t ||net(x_t, t) - target||^2                target: eps, x, or v = alpha eps - sigma x
+    loss = E_t w_t ||net(x_t, t) - target||^2                target: eps, x, v = alpha eps - sigma x, or u = eps - x
 
 `schedule: edm` uses EDM's preconditioning. The inputs and targets of the net then have unit variance at every noise
 level, for data of any standard deviation s (`facts.sigma_data`). With x_t / alpha at the noise level r = sigma/alpha,
@@ -9,7 +9,11 @@ level, for data of any standard deviation s (`facts.sigma_data`). With x_t / alp
     D(x_t) = c_skip x_t/alpha + c_out F(c_in x_t/alpha, c_noise)          c_skip = s^2/(s^2 + r^2), c_noise ~ log r
     ln r ~ N(log_mean, log_std^2),  weight 1/c_out^2                      c_out = s r/sqrt(s^2 + r^2) = s r c_in
 
-So F is, up to its sign, the v of data with unit variance, and `predict` must be v.
+So F is, up to its sign, the v of data with unit variance. `predict` can also be the velocity u of such data.
+
+In u the data has the same factor at every noise level, so what a net learns of a picture at one level helps at all
+others. In v the factor is sigma, which the net has to learn, too. A small transformer on latents learns u sooner
+(docs/decisions/0021-latents-by-default.md).
 
 `weight: min_snr` limits the weight of ||x - x_net||^2 to min(SNR, 5), for every kind of prediction.
 
@@ -33,7 +37,7 @@ from torch import Tensor, nn
 from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import LogLikelihood
-from genflow.families.gaussian import Gaussian
+from genflow.families.gaussian import Gaussian, latent_shift
 from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import BETAS, DiscretePath, EdmPath, Time, over, target, x0_sensitivity
@@ -52,9 +56,11 @@ class Ddpm(Gaussian):
         nets: {"net": predicts `predict` from (x_t (B, C, H, W), the time on the scale of 0..1000 (B,), label (B,))}.
         facts: of the data.
         schedule: the noise schedule; edm: continuous noise levels and EDM's preconditioning.
-        predict: what the net predicts; with edm, v of data with unit variance.
+        predict: what the net predicts; with edm, v or velocity of data with unit variance.
         weight: uniform, or min_snr; with edm, uniform is EDM's weight.
         T: the number of noise levels; ignored with edm.
+        shift: moves the noise levels of training towards noise, t' = s t/(1 + (s - 1) t); 1: not at all; null:
+            `gaussian.latent_shift`, which is 1 for pictures and points; ignored with edm.
         log_mean: mean of ln(sigma/alpha) during training with edm.
         log_std: standard deviation of ln(sigma/alpha) during training with edm.
         uniform_share: share of edm's noise levels that are uniform in sigma/(alpha + sigma) instead. The normal
@@ -66,7 +72,7 @@ class Ddpm(Gaussian):
         probes: trace probes of the ODE estimate.
 
     Raises:
-        UsageError: schedule is edm and predict is not v.
+        UsageError: schedule is edm, and predict is eps or x.
     """
 
     title = "DDPM"
@@ -81,9 +87,10 @@ class Ddpm(Gaussian):
         facts: DataSpec,
         *,
         schedule: Literal["linear", "cosine", "edm"] = "cosine",
-        predict: Literal["eps", "x", "v"] = "v",
+        predict: Literal["eps", "x", "v", "velocity"] = "v",
         weight: Literal["uniform", "min_snr"] = "uniform",
         T: Annotated[int, Field(ge=2, le=10_000)] = 1000,
+        shift: Annotated[float, Field(ge=1, le=100)] | None = None,
         log_mean: float = -1.2,
         log_std: Annotated[float, Field(gt=0)] = 1.2,
         uniform_share: Annotated[float, Field(ge=0, le=1)] = 0.0,
@@ -93,12 +100,14 @@ class Ddpm(Gaussian):
         ode_steps: Annotated[int, Field(ge=2, le=1000)] = 20,
         probes: Annotated[int, Field(ge=1, le=100)] = 2,
     ) -> None:
-        if schedule == "edm" and predict != "v":
-            raise UsageError(f"family.schedule=edm needs family.predict=v, not {predict}", "use family.predict=v")
+        if schedule == "edm" and predict not in ("v", "velocity"):
+            reason = f"family.schedule=edm needs family.predict=v or velocity, not {predict}"
+            raise UsageError(reason, "use one of them")
         path = EdmPath() if schedule == "edm" else DiscretePath(BETAS[schedule](T))
         super().__init__(nets["net"], facts, path, predict)
         self.schedule = schedule
         self.edm, self.weight, self.T, self.forget = schedule == "edm", weight, T, forget
+        self.shift = latent_shift(facts) if shift is None else shift
         self.log_mean, self.log_std, self.uniform_share = log_mean, log_std, uniform_share
         self.unit = max(facts.sigma_data, 1e-3) if self.edm else 1.0  # data / unit has unit variance
         self.bound, self.bound_levels, self.ode_steps, self.probes = bound, bound_levels, ode_steps, probes
@@ -134,7 +143,9 @@ class Ddpm(Gaussian):
     def _levels(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """Draw training noise levels: alpha, sigma and the net's time input, each (rows,)."""
         if not self.edm:
-            k = (rng.uniform((rows,)) * self.T).long().to(self._alphas.device)
+            t = rng.uniform((rows,))
+            t = timesteps.shifted(t, self.shift) if self.shift > 1 else t
+            k = (t * self.T).long().clamp(max=self.T - 1).to(self._alphas.device)
             return self._alphas[k], self._sigmas[k], k.float() * (1000 / self.T)
         # The logit of u = sigma/(alpha + sigma) is log(sigma/alpha).
         t = timesteps.draw(
@@ -171,7 +182,7 @@ class Ddpm(Gaussian):
         return {"unit": self.unit} if self.edm else {"schedule": self.schedule, "T": self.T}
 
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:
-        if self.edm or self.T != 1000:
+        if self.edm or self.T != 1000 or self.predict == "velocity":
             return None
         return "DDIMScheduler", {
             "beta_start": 1e-4, "beta_end": 0.02, "timestep_spacing": "trailing",

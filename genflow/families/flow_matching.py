@@ -10,6 +10,7 @@ References:
     Scaling Rectified Flow Transformers, SD3 (Esser et al., 2024)   https://arxiv.org/abs/2403.03206
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import LogLikelihood
-from genflow.families.gaussian import Gaussian
+from genflow.families.gaussian import Gaussian, latent_shift
 from genflow.maths import timesteps
 from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, over
@@ -35,7 +36,8 @@ class FlowMatching(Gaussian):
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,))}.
         facts: of the data.
         density: the distribution of training times (maths/timesteps.py).
-        logit_mean: mean of the logit-normal density; above 0 means more noise. A shift s is the mean ln s.
+        logit_mean: mean of the logit-normal density; above 0 means more noise. A shift s is the mean ln s. null: the
+            logarithm of `gaussian.latent_shift`, which is 0 for pictures and points.
         logit_std: standard deviation of the logit-normal density.
         at_noise: share of rows with t = 1 exactly, where sampling in a single step starts.
         forget: share of labels dropped during training, so that guidance works.
@@ -53,7 +55,7 @@ class FlowMatching(Gaussian):
         facts: DataSpec,
         *,
         density: Literal["uniform", "logit_normal", "u_shaped"] = "logit_normal",
-        logit_mean: Annotated[float, Field(ge=-5, le=5)] = 0.0,
+        logit_mean: Annotated[float, Field(ge=-5, le=5)] | None = None,
         logit_std: Annotated[float, Field(gt=0, le=5)] = 1.0,
         at_noise: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
@@ -62,7 +64,8 @@ class FlowMatching(Gaussian):
     ) -> None:
         super().__init__(nets["net"], facts, StraightPath(), "velocity")
         self.density: timesteps.Density = density
-        self.logit_mean, self.logit_std, self.at_noise, self.forget = logit_mean, logit_std, at_noise, forget
+        self.logit_mean = math.log(latent_shift(facts)) if logit_mean is None else logit_mean
+        self.logit_std, self.at_noise, self.forget = logit_std, at_noise, forget
         self.ode_steps, self.probes = ode_steps, probes
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:

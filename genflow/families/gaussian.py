@@ -40,6 +40,8 @@ TABLE_STEPS = 1000  # of the table of a path that an exported sampler has no for
 HEUN_STEPS = 50  # of an exported run whose sampler is rk45
 CODE_STEPS = 50  # midpoint steps of encoding, and of decoding
 STRAIGHTNESS_STEPS = 50  # Euler steps for `straightness`
+SMALL_LATENTS = 512  # numbers of latents that need no shift
+LARGEST_SHIFT = 3.0  # of Stable Diffusion 3 at 1024 pixels
 NEAR_DATA = 1e-3  # the time at which encoding starts, because the ODE is undefined at t = 0
 
 
@@ -275,6 +277,16 @@ class Gaussian(Family):
     def decode(self, code: Tensor, label: Label, rng: Rng) -> Tensor:
         """The data at the end of the code's ODE trajectory, with as many steps as `encode`."""
         return ode_decode(self.denoiser(Guided(self.net, label, self.facts.classes)), self.path, code)
+
+
+def latent_shift(facts: DataSpec) -> float:
+    """The default shift of training times towards noise (maths/timesteps.py): D / 512, within 1 to 3; 1 for pictures.
+
+    Large latents keep their coarse structure at more noise than small ones. Stable Diffusion 3 shifts by the square
+    root of the ratio of sizes (Esser et al., 2024, section 5.3.2). The steeper rule was measured after four CPU minutes
+    (docs/decisions/0021-latents-by-default.md).
+    """
+    return min(max(facts.dims / SMALL_LATENTS, 1.0), LARGEST_SHIFT) if facts.is_latents else 1.0
 
 
 def path_values(family: Gaussian, clip: bool) -> dict[str, Any]:

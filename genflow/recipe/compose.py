@@ -2,7 +2,8 @@
 
     defaults  <  preset (pipelines/<family>.yaml)  <  size  <  -c file  <  --set key=value  <  a flag of the command
 
-A preset has settings of `train` for larger sizes (`larger`), and for a small transformer on latents (`on_latents`).
+A preset has settings of `train` for larger sizes (`larger`), and settings for a small transformer on latents
+(`on_latents`).
 """
 
 import json
@@ -103,18 +104,26 @@ def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
     if any("stages" in part for part in parts):
         raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
     larger, on_latents = document.pop(sizes.LARGER, {}), document.pop(ON_LATENTS, {})
-    if own := sizes.training(document, larger, parts) or (on_latents if _is_transformer_on_latents(parts) else {}):
+    own = sizes.training(document, larger, parts)
+    if not own and _is_transformer_on_latents(given := _sections(parts)):
+        document = merge(document, {"family": on_latents.get("family", {})})
+        own = {} if "optimizer" in given.get("train", {}) else on_latents.get("train", {})  # a rate fits one optimizer
+    if own:
         document = merge(document, {"train": own, "tune": {"space": sizes.space(document, own)}})
     for part in parts:
         document = merge(document, part)
     return parse(document, where)
 
 
-def _is_transformer_on_latents(parts: list[dict[str, Any]]) -> bool:
-    """Whether documents ask for latents and for no other net; and for no optimizer, because a rate fits only one."""
+def _sections(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The sections of documents, of which later ones win."""
     given: dict[str, Any] = {}
     for part in parts:
         given = merge(given, {key: value for key, value in part.items() if isinstance(value, dict)})
+    return given
+
+
+def _is_transformer_on_latents(given: dict[str, Any]) -> bool:
+    """Whether sections ask for latents and for no other net."""
     latents = given.get("data", {}).get("latents") or "none"
-    kind = given.get("net", {}).get("kind", "auto")
-    return latents != "none" and kind in TRANSFORMERS and "optimizer" not in given.get("train", {})
+    return latents != "none" and given.get("net", {}).get("kind", "auto") in TRANSFORMERS

@@ -42,9 +42,9 @@ def perfect(**options: object) -> Ddpm:
     return model
 
 
-@pytest.mark.parametrize("predict", ["eps", "x", "v"])
+@pytest.mark.parametrize("predict", ["eps", "x", "v", "velocity"])
 def test_every_target_samples_the_same_data(predict: str) -> None:
-    """Perfect nets that predict eps, x or v give the same samples from the same noise."""
+    """Perfect nets that predict eps, x, v or the velocity give the same samples from the same noise."""
     rng = SampleRng(range(8), "sample")
     noise, label = rng.normal((8, 2, 1, 1)), torch.zeros(8, dtype=torch.long)
     drawn = perfect(schedule="linear", predict=predict).sample(noise, label, rng, sampler="ddim", steps=20).x
@@ -114,14 +114,25 @@ def test_edm_has_the_preconditioning_of_table_1(r: float) -> None:
     torch.testing.assert_close(denoise(z * model.path.alpha(t), t).double(), expected.double(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("shift", "dims", "expected"), [(None, 512, 0.5), (None, 2048, 0.75), (1.0, 2048, 0.5)])
+def test_large_latents_are_trained_at_more_noise(shift: float | None, dims: int, expected: float) -> None:
+    """With a shift s the median level is at the time s/(1 + s); the default is D / 512 within 1 to 3."""
+    model = Ddpm({"net": nn.Identity()}, DataSpec((dims // 64, 8, 8), None, autoencoder="ae"), shift=shift)
+    times = model._levels(20_000, BatchRng(0, "loss", 0))[2]
+    assert float(times.median()) / 1000 == pytest.approx(expected, abs=0.02)
+    assert times.min() >= 0
+    assert times.max() <= 999
+
+
 def test_edm_rejects_other_predictions() -> None:
-    """`schedule: edm` with a prediction other than v is rejected when the family is built."""
-    with pytest.raises(UsageError, match=r"needs family\.predict=v, not eps"):
+    """`schedule: edm` with a prediction of eps or x is rejected when the family is built."""
+    with pytest.raises(UsageError, match=r"needs family\.predict=v or velocity, not eps"):
         family("ddpm", FACTS["grey"], "mlp", family={"schedule": "edm", "predict": "eps"})
 
 
 @pytest.mark.parametrize(
-    ("schedule", "predict"), [("cosine", "eps"), ("cosine", "x"), ("linear", "v"), ("edm", "v")]
+    ("schedule", "predict"),
+    [("cosine", "eps"), ("cosine", "x"), ("cosine", "velocity"), ("linear", "v"), ("edm", "v"), ("edm", "velocity")],
 )
 def test_min_snr_gives_the_same_weight_for_every_target(schedule: str, predict: str) -> None:
     """The loss is E min(SNR, 5) ||x - x0||^2 for every kind of prediction, with x0 converted from it."""

@@ -54,6 +54,21 @@ def test_the_log_likelihood_is_the_true_density_of_the_points() -> None:
     assert found.nfe == 3 * 80  # points have four times as many steps
 
 
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (DataSpec((3, 64, 64), 256), 0.0),
+        (DataSpec((8, 8, 8), None, autoencoder="ae"), 0.0),
+        (DataSpec((4, 16, 16), None, autoencoder="ae"), math.log(2)),
+        (DataSpec((16, 16, 16), None, autoencoder="ae"), math.log(3)),
+    ],
+)
+def test_large_latents_are_trained_at_more_noise(facts: DataSpec, expected: float) -> None:
+    """The default shift is D / 512, within 1 to 3; a number in the recipe wins."""
+    assert FlowMatching({"net": nn.Identity()}, facts).logit_mean == pytest.approx(expected)
+    assert FlowMatching({"net": nn.Identity()}, facts, logit_mean=0.2).logit_mean == 0.2
+
+
 @pytest.mark.parametrize("sampler", ["euler", "ab2", "ddpm"])
 def test_a_perfect_velocity_draws_the_mixture(sampler: str) -> None:
     """Deterministic and stochastic samplers give samples of the mixture on the straight path."""

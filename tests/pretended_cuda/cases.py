@@ -14,7 +14,7 @@ from genflow.specs import DataSpec
 VARIANTS: dict[str, list[dict[str, Any]]] = {  # options that change the loss, the net's inputs or the likelihood
     "ddpm": [
         {}, {"schedule": "linear", "predict": "eps"}, {"schedule": "edm"}, {"weight": "min_snr", "predict": "x"},
-        {"bound": "ode"},
+        {"bound": "ode"}, {"predict": "velocity", "shift": 2.0},
     ],
     "flow_matching": [{}, {"density": "u_shaped", "at_noise": 0.2}],
     "meanflow": [{}, {"derivative": "jvp"}],

@@ -39,8 +39,8 @@ def test_later_layers_win() -> None:
 @pytest.mark.parametrize(
     ("more", "optimizer", "lr"),
     [
-        ({}, "adamw", 0.002),
-        ({"net": {"kind": "dit", "depth": 2}}, "adamw", 0.002),
+        ({}, "adamw", 0.008),
+        ({"net": {"kind": "dit", "depth": 2}}, "adamw", 0.008),
         ({"train": {"lr": 0.1}}, "adamw", 0.1),
         ({"train": {"optimizer": "muon"}}, "muon", 0.02),
         ({"net": {"kind": "unet"}}, "muon", 0.02),
@@ -53,9 +53,18 @@ def test_a_transformer_on_latents_has_its_own_training(more: dict[str, Any], opt
     assert (made.train.optimizer, made.train.lr) == (optimizer, lr)
 
 
+def test_what_a_transformer_on_latents_predicts_does_not_depend_on_the_optimizer() -> None:
+    """The family's part of `on_latents` holds with every optimizer, and the recipe's own setting wins."""
+    latents = {"data": {"latents": "auto"}}
+    assert compose("ddpm", latents, {"train": {"optimizer": "muon"}}).family["predict"] == "velocity"
+    assert compose("ddpm", latents, {"family": {"predict": "v"}}).family["predict"] == "v"
+    assert compose("ddpm", latents, {"net": {"kind": "unet2d"}}).family["predict"] == "v"
+    assert compose("ddpm", latents, {"size": "s"}).family["predict"] == "v"
+
+
 def test_a_search_on_latents_is_around_their_rate() -> None:
     """The space keeps its ratios to the rate of the preset."""
-    assert compose("ddpm", {"data": {"latents": "auto"}}).tune.space["train.lr"] == "log:0.0004:0.01"
+    assert compose("ddpm", {"data": {"latents": "auto"}}).tune.space["train.lr"] == "log:0.0016:0.04"
 
 
 def test_another_kind_replaces_its_section() -> None:

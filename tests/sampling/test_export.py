@@ -200,6 +200,8 @@ SAMPLERS_AND_PATHS = [
 ] + [
     ("flow_matching", {}, {"sampler": "ab2", "shift": 2.0}), ("flow_matching", {}, {"sampler": "edm_heun", "steps": 4}),
     ("ddpm", {"predict": "eps", "T": 50}, {"sampler": "ab2"}), ("ddpm", {"predict": "x"}, {"sampler": "ab2"}),
+    ("ddpm", {"predict": "velocity"}, {"sampler": "ab2"}),
+    ("ddpm", {"predict": "velocity", "schedule": "edm"}, {"sampler": "heun"}),
     ("consistency", {}, {"steps": 3, "middle": 0.6}), ("meanflow", {}, {"steps": 3}),
     ("normalizing_flow", {}, {}), ("normalizing_flow", {}, {"guidance": 2.0, "temperature": 0.9}),
     ("vae", {}, {"temperature": 0.7}), ("vae", {"prior": "flow"}, {}), ("gan", {}, {}),
