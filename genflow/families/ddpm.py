@@ -13,7 +13,7 @@ So F is, up to its sign, the v of data with unit variance. `predict` can also be
 
 In u the data has the same factor at every noise level, so what a net learns of a picture at one level helps at all
 others. In v the factor is sigma, which the net has to learn, too. A small transformer on latents learns u sooner
-(docs/decisions/0021-latents-by-default.md).
+(docs/decisions/0022-nets-and-rates-on-latents.md).
 
 `weight: min_snr` limits the weight of ||x - x_net||^2 to min(SNR, 5), for every kind of prediction.
 

@@ -284,7 +284,7 @@ def latent_shift(facts: DataSpec) -> float:
 
     Large latents keep their coarse structure at more noise than small ones. Stable Diffusion 3 shifts by the square
     root of the ratio of sizes (Esser et al., 2024, section 5.3.2). The steeper rule was measured after four CPU minutes
-    (docs/decisions/0021-latents-by-default.md).
+    (docs/decisions/0022-nets-and-rates-on-latents.md).
     """
     return min(max(facts.dims / SMALL_LATENTS, 1.0), LARGEST_SHIFT) if facts.is_latents else 1.0
 

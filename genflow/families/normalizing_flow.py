@@ -94,7 +94,7 @@ class NormalizingFlow(Family):
     @classmethod
     def default_net_for(cls, facts: DataSpec) -> dict[str, Any]:
         if facts.is_latents:
-            return {"kind": cls.default_net, "patch": patch_of_latents(facts)}
+            return {"kind": cls.default_net, "patch": patch_of_latents(facts), "depth": 2}
         return {"kind": "spline" if facts.is_points else cls.default_net}
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,8 +2,7 @@
 
     defaults  <  preset (pipelines/<family>.yaml)  <  size  <  -c file  <  --set key=value  <  a flag of the command
 
-A preset has settings of `train` for larger sizes (`larger`), and settings for a small transformer on latents
-(`on_latents`).
+A preset has settings of `train` for larger sizes (`larger`), and settings for a small net on latents (`on_latents`).
 """
 
 import json
@@ -16,7 +15,7 @@ from genflow.recipe.schema import TOP_LEVEL_KEYS, Recipe, parse
 from genflow.system.source_hash import resources_dir
 
 ON_LATENTS = "on_latents"  # the section of a preset
-TRANSFORMERS = "auto", "dit", "mmdit"  # auto is a transformer on latents
+NETS_ON_LATENTS = "auto", "dit", "mmdit", "tarflow", "fixup"  # those that `auto` stands for
 
 
 def parse_value(text: str) -> Any:
@@ -105,7 +104,7 @@ def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
         raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
     larger, on_latents = document.pop(sizes.LARGER, {}), document.pop(ON_LATENTS, {})
     own = sizes.training(document, larger, parts)
-    if not own and _is_transformer_on_latents(given := _sections(parts)):
+    if not own and _is_on_latents(given := _sections(parts)):
         document = merge(document, {"family": on_latents.get("family", {})})
         own = {} if "optimizer" in given.get("train", {}) else on_latents.get("train", {})  # a rate fits one optimizer
     if own:
@@ -123,7 +122,7 @@ def _sections(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return given
 
 
-def _is_transformer_on_latents(given: dict[str, Any]) -> bool:
-    """Whether sections ask for latents and for no other net."""
+def _is_on_latents(given: dict[str, Any]) -> bool:
+    """Whether sections ask for latents, and for no net of which `on_latents` knows nothing."""
     latents = given.get("data", {}).get("latents") or "none"
-    return latents != "none" and given.get("net", {}).get("kind", "auto") in TRANSFORMERS
+    return latents != "none" and given.get("net", {}).get("kind", "auto") in NETS_ON_LATENTS

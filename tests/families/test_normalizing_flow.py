@@ -154,6 +154,7 @@ def test_the_net_follows_from_the_data() -> None:
     """The net is a spline flow for points and TarFlow for pictures; ordinary nets are rejected."""
     assert NormalizingFlow.default_net_for(POINTS) == {"kind": "spline"}
     assert NormalizingFlow.default_net_for(GREY) == {"kind": "tarflow"}
-    assert NormalizingFlow.default_net_for(GREY.of_latents((8, 16, 16), "ae")) == {"kind": "tarflow", "patch": 4}
+    on_latents = {"kind": "tarflow", "patch": 4, "depth": 2}
+    assert NormalizingFlow.default_net_for(GREY.of_latents((8, 16, 16), "ae")) == on_latents
     with pytest.raises(build.UsageError, match="an invertible net is needed"):
         family("normalizing_flow", GREY, "mlp")
