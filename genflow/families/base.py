@@ -28,6 +28,7 @@ class Samples:
     nfe: int
 
 
+SMALL_LATENTS = 512  # numbers of latents, as of pictures of 32 pixels, for which a small net is enough
 DIAGNOSE_EVERY = 20  # training steps between calls of `diagnose`; fixed, because a rollback changes the result
 
 Watcher = Callable[[Tensor, Tensor], None]  # called with x_t and the estimate of x_0, both (B, C, H, W)
@@ -324,11 +325,11 @@ def patch_of_latents(facts: DataSpec) -> int:
 
 
 def _transformer(facts: DataSpec) -> dict[str, Any]:
-    """A transformer for latents. A CPU learns more in equal time than by a U-Net, or by a wider and deeper transformer.
+    """A transformer for latents. A CPU learns more in equal time than by a U-Net; small latents need a small one.
 
     Captions are read by the net that sees each of their words.
     """
-    patch = patch_of_latents(facts)
-    if facts.text:
-        return {"kind": "mmdit", "patch": patch, "width": 192, "heads": 3}
-    return {"kind": "dit", "patch": patch, "width": 128, "depth": 4, "heads": 2}
+    kind, patch = "mmdit" if facts.text else "dit", patch_of_latents(facts)
+    if facts.dims > SMALL_LATENTS or facts.text:
+        return {"kind": kind, "patch": patch, "width": 192, "depth": 6, "heads": 3}
+    return {"kind": kind, "patch": patch, "width": 128, "depth": 4, "heads": 2}

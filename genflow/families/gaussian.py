@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
-from genflow.families.base import Call, Exported, Family, LogLikelihood, Samples
+from genflow.families.base import SMALL_LATENTS, Call, Exported, Family, LogLikelihood, Samples
 from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided
 from genflow.maths.paths import (
@@ -40,7 +40,6 @@ TABLE_STEPS = 1000  # of the table of a path that an exported sampler has no for
 HEUN_STEPS = 50  # of an exported run whose sampler is rk45
 CODE_STEPS = 50  # midpoint steps of encoding, and of decoding
 STRAIGHTNESS_STEPS = 50  # Euler steps for `straightness`
-SMALL_LATENTS = 512  # numbers of latents that need no shift
 LARGEST_SHIFT = 3.0  # of Stable Diffusion 3 at 1024 pixels
 NEAR_DATA = 1e-3  # the time at which encoding starts, because the ODE is undefined at t = 0
 

@@ -64,7 +64,7 @@ def test_the_preset_on_latents_holds_however_they_are_chosen(store: Store, tmp_p
     begun = trained_run(store, data, "ddpm", steps=1, latents=made)
     for more in ({}, {"data.latents": made.id}, {"init": begun.id}):
         chosen = train.recipe(store, "ddpm", [], [], [], **{"data.name": data.artifact.name, **more})
-        assert (chosen.train.optimizer, chosen.train.lr) == ("adamw", 0.008)
+        assert (chosen.train.optimizer, chosen.train.lr) == ("adamw", 0.005)
         assert (chosen.family["predict"], chosen.family["weight"]) == ("velocity", "uniform")
         assert chosen.data.latents == ("auto" if not more else made.id)
     pixels = train.recipe(store, "ddpm", [], [], [], **{"data.name": data.artifact.name, "data.latents": "none"})

@@ -39,8 +39,8 @@ def test_later_layers_win() -> None:
 @pytest.mark.parametrize(
     ("more", "optimizer", "lr"),
     [
-        ({}, "adamw", 0.008),
-        ({"net": {"kind": "dit", "depth": 2}}, "adamw", 0.008),
+        ({}, "adamw", 0.005),
+        ({"net": {"kind": "dit", "depth": 2}}, "adamw", 0.005),
         ({"train": {"lr": 0.1}}, "adamw", 0.1),
         ({"train": {"optimizer": "muon"}}, "muon", 0.02),
         ({"net": {"kind": "unet"}}, "muon", 0.02),
@@ -73,7 +73,7 @@ def test_only_nets_of_latents_have_a_rate_on_latents(kind: str, net: str, rate: 
 
 def test_a_search_on_latents_is_around_their_rate() -> None:
     """The space keeps its ratios to the rate of the preset."""
-    assert compose("ddpm", {"data": {"latents": "auto"}}).tune.space["train.lr"] == "log:0.0016:0.04"
+    assert compose("ddpm", {"data": {"latents": "auto"}}).tune.space["train.lr"] == "log:0.001:0.025"
 
 
 def test_another_kind_replaces_its_section() -> None:
