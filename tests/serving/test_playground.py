@@ -120,6 +120,7 @@ def test_real_pictures_are_compared(tab: browser.Page) -> None:
     choose(tab, "#other", ":real")
     tab.until("/^Real picture, class/.test((document.querySelectorAll('.sheet')[1] || document.body)"
               ".querySelector('img').alt)")  # fmt: skip
+    tab.until("[...document.querySelectorAll('.sheet small')].every(n => n.innerText)")
     names = "[...document.querySelectorAll('.sheet')].map(s => [...s.querySelectorAll('small')].map(n => n.innerText))"
     drawn, real = tab.run(names)
     assert drawn == real

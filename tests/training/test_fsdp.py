@@ -79,6 +79,8 @@ def train(name, case, *, sharded, world=world, parts=1, stop=99, made=Checkpoint
         file.write_text(json.dumps(seen))
     if "error" in seen:
         (folder / f"{name}-{rank}.error").write_text(seen["error"])
+    if world > 1:
+        dist.barrier()  # the next call of the other rank reads the file
 
 
 def copied(name, new):
