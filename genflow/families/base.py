@@ -28,7 +28,7 @@ class Samples:
     nfe: int
 
 
-SMALL_LATENTS = 512  # numbers of latents, as of pictures of 32 pixels, for which a small net is enough
+SMALL_LATENTS = 512  # numbers, as for 32 pixels: up to here latents need only a small net, and no shift to more noise
 DIAGNOSE_EVERY = 20  # training steps between calls of `diagnose`; fixed, because a rollback changes the result
 
 Watcher = Callable[[Tensor, Tensor], None]  # called with x_t and the estimate of x_0, both (B, C, H, W)

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.families.base import LogLikelihood
+from genflow.families.base import Family, LogLikelihood
 from genflow.families.gaussian import Gaussian, latent_shift
 from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided, drop_labels
@@ -102,7 +102,7 @@ class Ddpm(Gaussian):
     ) -> None:
         if schedule == "edm" and predict not in ("v", "velocity"):
             reason = f"family.schedule=edm needs family.predict=v or velocity, not {predict}"
-            raise UsageError(reason, "use one of them")
+            raise UsageError(reason, "use family.predict=v")
         path = EdmPath() if schedule == "edm" else DiscretePath(BETAS[schedule](T))
         super().__init__(nets["net"], facts, path, predict)
         self.schedule = schedule
@@ -114,6 +114,14 @@ class Ddpm(Gaussian):
         alpha_bar = torch.from_numpy(path.alpha_bar) if isinstance(path, DiscretePath) else torch.empty(0)
         self.register_buffer("_alphas", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("_sigmas", (1 - alpha_bar).sqrt().float(), persistent=False)
+
+    def init_from(self, source: Family) -> None:
+        if isinstance(source, Ddpm) and source.predict != self.predict:
+            raise UsageError(
+                f"the run of `init` predicts {source.predict}, and this one {self.predict}",
+                f"--set family.predict={source.predict}",
+            )
+        super().init_from(source)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         return self._errors(batch, rng).mean(), {}
@@ -143,8 +151,7 @@ class Ddpm(Gaussian):
     def _levels(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """Draw training noise levels: alpha, sigma and the net's time input, each (rows,)."""
         if not self.edm:
-            t = rng.uniform((rows,))
-            t = timesteps.shifted(t, self.shift) if self.shift > 1 else t
+            t = timesteps.shifted(rng.uniform((rows,)), self.shift)
             k = (t * self.T).long().clamp(max=self.T - 1).to(self._alphas.device)
             return self._alphas[k], self._sigmas[k], k.float() * (1000 / self.T)
         # The logit of u = sigma/(alpha + sigma) is log(sigma/alpha).

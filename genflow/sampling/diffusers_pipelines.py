@@ -86,7 +86,7 @@ def misfits(engine: Engine) -> tuple[list[str], list[str]]:
         problems += [] if fits else ["with captions it needs flow_matching on latents with the net sd3"]
         cures.append(f"genflow train flow_matching {latents}--text {data.text} --set net.kind=sd3")
     else:
-        problems += [] if fits else [f"no stock pipeline supports its {'net' if scheduler else 'noise'}"]
+        problems += [] if fits else [f"no stock pipeline supports its {'net' if scheduler else 'noise or prediction'}"]
         cures.append(f"train ddpm (linear or cosine, T=1000) or flow_matching with {latents}--set net.kind=unet2d")
     return problems, cures
 

@@ -124,6 +124,14 @@ def test_large_latents_are_trained_at_more_noise(shift: float | None, dims: int,
     assert times.max() <= 999
 
 
+def test_a_start_from_another_prediction_is_refused() -> None:
+    """The same weights would be read as another quantity; a run that predicts the same is a start."""
+    begun = family("ddpm", FACTS["grey"], "mlp", family={"predict": "v"})
+    family("ddpm", FACTS["grey"], "mlp", family={"predict": "v"}).init_from(begun)
+    with pytest.raises(UsageError, match=r"`init` predicts v, and this one velocity"):
+        family("ddpm", FACTS["grey"], "mlp", family={"predict": "velocity"}).init_from(begun)
+
+
 def test_edm_rejects_other_predictions() -> None:
     """`schedule: edm` with a prediction of eps or x is rejected when the family is built."""
     with pytest.raises(UsageError, match=r"needs family\.predict=v or velocity, not eps"):
