@@ -43,6 +43,20 @@ def test_a_bfloat16_update_is_like_that_of_float32(shape: tuple[int, ...], monke
     assert float(found[True].norm() / found[False].norm()) == pytest.approx(1, abs=0.03)
 
 
+def test_wide_matrices_take_the_same_steps_by_their_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A matrix with twice as many columns as rows takes the steps as a polynomial of X X', also where rows are equal
+    or almost 0; the reference takes them one by one in float64."""
+    monkeypatch.setattr(muon, "multiplies_bfloat16", lambda device: False)
+    G = normal(3, 16, 144)
+    G[1, 1] = G[1, 0]
+    G[2, 8:] *= 1e-4
+    X = G.double() / G.double().norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        A = X @ X.mT
+        X = muon.LINEAR * X + muon.CUBIC * A @ X + muon.QUINTIC * A @ A @ X
+    assert torch.allclose(orthogonalize(G).double(), X, atol=1e-4)
+
+
 def test_the_size_of_an_update_is_the_learning_rate() -> None:
     """W <- W - lr sqrt(max(1, rows/columns)) U: the update's size does not depend on the gradient's."""
     for rows, columns in ((8, 8), (32, 8), (8, 32)):
