@@ -156,6 +156,7 @@ class NetSpec:
         flow: whether it is invertible: net(x, None, label) -> (z, log|det dz/dx|), and back with `inverse=True`.
         offset: whether the last layer has a bias; False if only differences of outputs count.
         net: the required kind of net; "": the recipe chooses it.
+        parts: equal parts of the output's first dimension; 2 for a mean and a log-variance.
         text: the form of the captions that the net reads in the place of labels; `build.family_of` fills it in.
     """
 
@@ -166,4 +167,5 @@ class NetSpec:
     flow: bool = False
     offset: bool = True
     net: str = ""
+    parts: int = 1
     text: TextSpec | None = None

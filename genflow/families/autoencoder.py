@@ -120,8 +120,9 @@ class Autoencoder(Family):
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         channels = int(options["channels"])  # type: ignore[call-overload]
         c, h, w = _latent_shape(facts, int(options["factor"]), channels)  # type: ignore[call-overload]
-        posterior = (2 * c if options["posterior"] == "gaussian" else c, h, w)
-        found = {"encoder": NetSpec(facts.shape, posterior), "decoder": NetSpec((c, h, w), facts.shape)}
+        parts = 2 if options["posterior"] == "gaussian" else 1
+        encoder = NetSpec(facts.shape, (parts * c, h, w), parts=parts)
+        found = {"encoder": encoder, "decoder": NetSpec((c, h, w), facts.shape)}
         if options["adversarial"]:
             found["discriminator"] = NetSpec(facts.shape, (1, h, w))
         return found

@@ -12,6 +12,7 @@ from genflow.errors import SetupError, UsageError
 from genflow.families.autoencoder import Autoencoder, BlockDct, _ratio_of_gradients
 from genflow.maths.imagenet import PerceptualDistance
 from genflow.maths.rng import BatchRng, SampleRng
+from genflow.nets.autoencoder import linear_code
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import parse
 from genflow.specs import DataSpec
@@ -173,8 +174,32 @@ def test_a_wrong_number_of_levels_is_rejected() -> None:
             build.resolve(parse({"family": {"kind": "autoencoder"}, "net": {key: [1, 2, 3]}}), facts)
 
 
+@pytest.mark.parametrize(("channels", "factor", "latents"), [(3, 2, 12), (3, 2, 14), (1, 4, 16), (4, 2, 16)])
+def test_an_untrained_code_with_as_many_numbers_as_pixels_loses_nothing(
+    channels: int, factor: int, latents: int
+) -> None:
+    """The net begins as an orthogonal transform of blocks and its inverse."""
+    facts = DataSpec((channels, 16, 16), levels=256)
+    model = family("autoencoder", facts, family={"factor": factor, "channels": latents})
+    x, label, draws = torch.rand(2, channels, 16, 16) - 0.5, torch.zeros(2).long(), SampleRng([1, 2], "code")
+    torch.testing.assert_close(model.decode(model.encode(x, label, draws), label, draws), x, atol=1e-5, rtol=0)
+
+
+def test_the_linear_code_keeps_means_and_slopes_of_blocks() -> None:
+    """The eight coefficients of each block of 4 x 4 are those of low frequencies, most of them without colour."""
+    weights, deviations = linear_code(3, 4, 8)
+    means, slopes = torch.ones(3, 4, 4), torch.linspace(-1, 1, 4).expand(3, 4, 4)
+    red = means * torch.tensor([1.0, 0, 0])[:, None, None]
+    for block, share in ((means, 0.999), (red, 0.999), (slopes, 0.98), (slopes.mT, 0.98)):
+        kept = torch.einsum("nchw,chw->n", weights, block).square().sum() / block.square().sum()
+        assert kept > share
+    gram = weights.flatten(1) @ weights.flatten(1).mT
+    torch.testing.assert_close(gram, torch.eye(8))
+    assert (deviations.flatten().diff() <= 0).all()
+
+
 def test_it_learns_to_reconstruct() -> None:
-    """150 steps on smooth pictures, as the preset trains, raise the PSNR by ten decibels."""
+    """The linear code alone has 15 dB on smooth pictures, and 150 steps raise it by seven."""
     facts = DataSpec((3, 16, 16), levels=256)
     preset = compose("autoencoder").replace(train={"steps": 150, "batch": 8, "lr": 0.02, "warmup": 5, "log_every": 1})
     small = preset.replace(net={"width": 8}, family={"kind": "autoencoder", "factor": 2})
@@ -187,7 +212,8 @@ def test_it_learns_to_reconstruct() -> None:
         return Batch((a * grid[:, None] + b * grid + c).clamp(-1, 1), torch.zeros(8).long())
 
     fit(model, pictures, Session(log=lambda numbers: found.append(numbers["psnr"])), preset.train)
-    assert sum(found[-5:]) / 5 > found[0] + 10
+    assert found[0] > 15
+    assert sum(found[-5:]) / 5 > found[0] + 7
 
 
 def test_the_perceptual_term_is_zero_for_equal_pictures_and_its_weights_stay_out_of_the_checkpoint() -> None:
