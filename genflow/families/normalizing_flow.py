@@ -9,8 +9,12 @@ Grey levels are spread over their bins, x = 2 (k + u)/K - 1 with u ~ U[0, 1). Th
 The logit stretches the interval near black. The many pixels that are exactly black would otherwise form a spike, which
 a net models poorly. Points are not transformed.
 
+On latents the net learns the density of x + noise eps. A flow models a sharp density poorly, in particular that of a
+few thousand rows, and a decoder hardly shows the noise.
+
 References:
     Normalizing Flows are Capable Generative Models, TarFlow (Zhai et al., 2024)   https://arxiv.org/abs/2412.06329
+    STARFlow (Gu et al., 2025), for the noise of latents                            https://arxiv.org/abs/2506.06276
     Density estimation using Real NVP (Dinh et al., 2017), section 4.1, for logit  https://arxiv.org/abs/1605.08803
     A note on the evaluation of generative models (Theis et al., 2016)             https://arxiv.org/abs/1511.01844
 """
@@ -38,6 +42,8 @@ SPREAD = 3.0  # the approximate standard deviation of the logits of pictures
 # The default temperature of pictures, because a small flow models texture poorly. On Fashion-MNIST (300 CPU seconds)
 # temperatures of 1.0, 0.9 and 0.8 gave Frechet distances of 7.7, 4.1 and 3.5 with a recall of 0.80, 0.79 and 0.74.
 PICTURE_TEMPERATURE = 0.8
+LATENT_TEMPERATURE = 0.5  # docs/decisions/0023-a-linear-code.md
+LATENT_NOISE = 0.3  # as in STARFlow
 
 
 @runtime_checkable
@@ -63,6 +69,7 @@ class NormalizingFlow(Family):
         nets: {"net": maps (x (B, C, H, W), None, label (B,)) to z (B, C, H, W) and log |det| (B,), and back}.
         facts: of the data.
         forget: share of labels dropped during training, so that samples without a label work.
+        noise: standard deviation of the noise that training adds; null: 0.3 for latents, none otherwise.
         draws: draws of the dequantization noise u for a picture's likelihood; points need one.
     """
 
@@ -80,12 +87,15 @@ class NormalizingFlow(Family):
         facts: DataSpec,
         *,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        noise: Annotated[float, Field(ge=0, le=10)] | None = None,
         draws: Annotated[int, Field(ge=1, le=10_000)] = 4,
     ) -> None:
         super().__init__(facts)
         self.net = nets["net"]
         self.forget, self.draws = forget, draws
-        self.temperature = 1.0 if facts.is_points else PICTURE_TEMPERATURE
+        self.noise = noise if noise is not None else LATENT_NOISE if facts.is_latents else 0.0
+        of_pictures = LATENT_TEMPERATURE if facts.is_latents else PICTURE_TEMPERATURE
+        self.temperature = 1.0 if facts.is_points else of_pictures
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
@@ -107,6 +117,8 @@ class NormalizingFlow(Family):
 
     def _training_nats(self, batch: Batch, rng: Rng) -> Tensor:
         x = likelihood.dequantize(batch.x, self.facts, rng)
+        if self.noise:
+            x = x + self.noise * rng.normal(x.shape)
         return self._nats(x, drop_labels(batch.label, self.facts.classes, self.forget, rng))
 
     def log_density(self, x: Tensor, label: Label) -> Tensor:
@@ -134,7 +146,7 @@ class NormalizingFlow(Family):
             noise: (B, C, H, W), standard normal.
             label: (B,).
             rng: not used.
-            temperature: factor of the noise; None: `PICTURE_TEMPERATURE` for pictures, 1 for points.
+            temperature: factor of the noise; None: 0.8 for pictures, 0.5 for latents, 1 for points.
             guidance: the guidance scale w; 1 is no guidance.
         """
         z = (self.temperature if temperature is None else temperature) * noise

@@ -1,6 +1,7 @@
 """The normalizing flow: its density integrates to 1, and samples come from it."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,14 +141,28 @@ def test_temperature_scales_the_noise() -> None:
 
 
 def test_the_default_temperature_is_lower_for_pictures() -> None:
-    """The default temperature is 1 for points and 0.8 for pictures; codes are decoded at 1."""
-    for facts, temperature in ((POINTS, 1.0), (GREY, 0.8)):
+    """The default temperature is 1 for points, 0.8 for pictures and 0.5 for latents; codes are decoded at 1."""
+    for facts, temperature in ((POINTS, 1.0), (GREY, 0.8), (FACTS["latents"], 0.5)):
         model, none = flow(facts, 0.05), SampleRng([], "s")
         noise = torch.randn(3, *facts.shape, generator=torch.Generator().manual_seed(0))
         label = no_label(noise, facts)
         expected = model.sample(noise, label, none, temperature=temperature).x
         assert torch.equal(model.sample(noise, label, none).x, expected)
         assert torch.equal(model.decode(noise, label, none), model.sample(noise, label, none, temperature=1.0).x)
+
+
+def test_training_adds_noise_to_latents_only() -> None:
+    """The loss on latents is that of the same draws of x + 0.3 eps; on pictures there is no other noise by default."""
+    data = batch(FACTS["latents"])
+    noisy, plain = (flow(FACTS["latents"], 0.05, **options) for options in ({}, {"noise": 0.0}))
+    losses = [model.row_losses(data, SampleRng(range(len(data.x)), "loss")) for model in (noisy, plain)]
+    eps = SampleRng(range(len(data.x)), "loss").normal(data.x.shape)
+    moved = replace(data, x=data.x + 0.3 * eps)
+    labels = SampleRng(range(len(data.x)), "loss")
+    labels.normal(data.x.shape)
+    torch.testing.assert_close(losses[0], plain.row_losses(moved, labels))
+    assert not torch.allclose(losses[0], losses[1])
+    assert (flow(GREY).noise, flow(POINTS).noise) == (0.0, 0.0)
 
 
 def test_the_net_follows_from_the_data() -> None:
