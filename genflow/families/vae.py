@@ -4,7 +4,9 @@
     IWAE_k = E log 1/k sum_i w_i,   w_i = P(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q        ELBO = IWAE_1 <= IWAE_k
     P(x | z): for each pixel the mass of a logistic or a Gaussian in x's bin (points: a Gaussian), its scale learned
 
-The learned scale of a Gaussian converges to the root mean squared error, the optimal sigma of sigma-VAE.
+The learned scale of a Gaussian converges to the root mean squared error, the optimal sigma of sigma-VAE. On latents the
+scale is at least 1, so the loss is a squared error. There, nats of a learned scale go to ever smaller errors of what is
+easy, such as the mean colour of a block, and the rest of the picture is not learned.
 
 Training uses the prior N(0, I). After training a prior is fitted to the codes of the data, and samples are drawn from
 it. The reported bound uses the fitted prior, because a likelihood must belong to the model that samples.
@@ -43,6 +45,7 @@ from genflow.text import Label
 PRIOR_ROWS = 10_000
 PRIOR_ROWS_UNLABELLED = 2_500  # the first of these rows, for the prior without a label
 MAX_COVARIANCE_ENTRIES = 2**28  # the largest number of entries in the mixture's covariances
+LEAST_LOG_SCALE = -7.0
 FLOW_STEPS = 20  # steps of the flow prior from noise to a code, and back
 
 
@@ -58,6 +61,7 @@ class Vae(Family):
         forget: share of labels dropped during training, so that samples without a label work.
         decoder: the density whose mass in a bin is the probability of the grey level.
         scale: the scale of that density: one learned number per channel (shared), or one per pixel from the decoder.
+        min_scale: the smallest scale; null: 1 for latents, and e^-7 for everything else.
         prior: the distribution from which z is sampled: N(0, I); a mixture of Gaussians per label, fitted after
             training; or a small flow (an MLP trained by flow matching on the codes, at the same time as the model).
         components: Gaussians per label.
@@ -87,6 +91,7 @@ class Vae(Family):
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
         decoder: Literal["logistic", "gaussian"] = "logistic",
         scale: Literal["shared", "pixel"] = "shared",
+        min_scale: Annotated[float, Field(gt=0, le=10)] | None = None,
         prior: Literal["normal", "mixture", "flow"] = "mixture",
         components: Annotated[int, Field(ge=1, le=1000)] = 20,
         bound: Literal["elbo", "iwae"] = "elbo",
@@ -94,7 +99,9 @@ class Vae(Family):
     ) -> None:
         super().__init__(facts)
         self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
-        self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), -2.0)))
+        least = math.log(min_scale) if min_scale else 0.0 if facts.is_latents else LEAST_LOG_SCALE
+        self.least_log_scale = least
+        self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), max(-2.0, least))))
         latent = _latent_size(latent, facts)
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
@@ -314,7 +321,7 @@ class Vae(Family):
         if self.pixel_scale:
             answer, own = answer.chunk(2, 1)
             log_scale = log_scale + own
-        return answer, log_scale.clamp(-7, 3)
+        return answer, log_scale.clamp(self.least_log_scale, 3)
 
     def _log_p(self, x: Tensor, z: Tensor, label: Label) -> Tensor:
         """log P(x | z) in nats, (B,)."""

@@ -242,6 +242,24 @@ def test_the_optimal_gaussian_scale_is_the_rms_error() -> None:
     assert float(log_scale.grad.abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("scale", ["shared", "pixel"])
+def test_the_loss_on_latents_is_a_squared_error(scale: str) -> None:
+    """With scale 1 the terms of the pictures are half the squared error and a constant; `min_scale` allows others."""
+    data = batch(FACTS["latents"])
+    z, label = torch.zeros(len(data.x), 4), torch.zeros(len(data.x), dtype=torch.long)
+    model = vae("latents", scale=scale)
+    mean, log_scale = model._output_distribution(z, label)
+    with torch.no_grad():
+        model.model.get_parameter("log_scale").fill_(-5.0)
+    expected = -(0.5 * (data.x - mean).square() + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
+    torch.testing.assert_close(model._log_p(data.x, z, label), expected)
+    assert bool((log_scale >= 0).all())
+    free = vae("latents", scale="shared", min_scale=0.1)
+    with torch.no_grad():
+        free.model.get_parameter("log_scale").fill_(-5.0)
+    assert float(free._output_distribution(z, label)[1].exp().min()) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("options", [{"decoder": "gaussian"}, {"scale": "pixel"}, {"prior": "normal"}])
 def test_the_probabilities_of_the_levels_sum_to_one(options: dict[str, object]) -> None:
     """For every decoder the probabilities of a pixel's levels sum to 1."""
