@@ -20,8 +20,10 @@ References:
 import math
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -81,7 +83,7 @@ class Encoder(nn.Module):
         self.norm = Norm(widths[-1])
         self.leave = zero_init(nn.Conv2d(widths[-1], outputs, 3, padding=1))
         basis, deviations = linear_code(inputs, FOLD * 2 ** (len(widths) - 1), outputs // parts)
-        self.register_buffer("code", basis / deviations)
+        self.register_buffer("code", torch.tensor(basis / deviations))
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
@@ -107,7 +109,7 @@ class Decoder(nn.Module):
         self.norm = Norm(widths[0])
         self.leave = zero_init(nn.Conv2d(widths[0], outputs * FOLD**2, 3, padding=1))
         basis, deviations = linear_code(outputs, FOLD * 2 ** (len(widths) - 1), inputs)
-        self.register_buffer("code", basis * deviations)
+        self.register_buffer("code", torch.tensor(basis * deviations))
 
     def forward(
         self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
@@ -116,8 +118,10 @@ class Decoder(nn.Module):
         return y + F.conv_transpose2d(x[:, : len(self.code)], self.code, stride=self.code.shape[-1])
 
 
-def linear_code(colours: int, factor: int, count: int) -> tuple[Tensor, Tensor]:
+def linear_code(colours: int, factor: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The coefficients with the largest expected variance of the cosine transform of blocks, in this order.
+
+    In numpy, because an outline of the net, on torch's meta device, has no values to sort.
 
     Args:
         colours: C, the channels of a picture; 3 are transformed to a sum and two differences.
@@ -127,16 +131,17 @@ def linear_code(colours: int, factor: int, count: int) -> tuple[Tensor, Tensor]:
     Returns:
         orthonormal weights (n, C, f, f) with n = min(count, C f f), and the expected deviations (n, 1, 1, 1).
     """
-    k, n = torch.arange(factor)[:, None].double(), torch.arange(factor)[None].double()
-    cosines = (math.pi * (n + 0.5) * k / factor).cos() * math.sqrt(2 / factor)
+    k, n = np.arange(factor)[:, None], np.arange(factor)[None]
+    cosines = np.cos(math.pi * (n + 0.5) * k / factor) * math.sqrt(2 / factor)
     cosines[0] /= math.sqrt(2)
-    mixed = F.normalize(torch.tensor(COLOURS).double()) if colours == 3 else torch.eye(colours).double()
-    scale = torch.tensor(VARIANCES).double() if colours == 3 else torch.full((colours,), 0.4).double()
-    square = (k.square() + k.mT.square()).clamp(min=DETAIL)
-    variances = (scale[:, None, None] * factor**2 * DETAIL / square).flatten()
-    order = variances.argsort(descending=True, stable=True)[:count]
-    weights = torch.einsum("ac,uh,vw->auvchw", mixed, cosines, cosines).flatten(0, 2)
-    return weights[order].float(), variances[order].sqrt().float()[:, None, None, None]
+    mixed, scale = np.eye(colours), np.full(colours, 0.4)
+    if colours == 3:
+        mixed, scale = np.array(COLOURS) / np.linalg.norm(COLOURS, axis=1, keepdims=True), np.array(VARIANCES)
+    square = np.maximum(k**2 + n**2, DETAIL)
+    variances = (scale[:, None, None] * factor**2 * DETAIL / square).ravel()
+    order = np.argsort(-variances, kind="stable")[:count]
+    weights = np.einsum("ac,uh,vw->auvchw", mixed, cosines, cosines).reshape(-1, colours, factor, factor)
+    return weights[order].astype(np.float32), np.sqrt(variances[order]).astype(np.float32)[:, None, None, None]
 
 
 def build(

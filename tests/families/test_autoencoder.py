@@ -187,7 +187,7 @@ def test_an_untrained_code_with_as_many_numbers_as_pixels_loses_nothing(
 
 def test_the_linear_code_keeps_means_and_slopes_of_blocks() -> None:
     """The eight coefficients of each block of 4 x 4 are those of low frequencies, most of them without colour."""
-    weights, deviations = linear_code(3, 4, 8)
+    weights, deviations = map(torch.from_numpy, linear_code(3, 4, 8))
     means, slopes = torch.ones(3, 4, 4), torch.linspace(-1, 1, 4).expand(3, 4, 4)
     red = means * torch.tensor([1.0, 0, 0])[:, None, None]
     for block, share in ((means, 0.999), (red, 0.999), (slopes, 0.98), (slopes.mT, 0.98)):
