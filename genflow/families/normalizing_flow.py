@@ -94,8 +94,7 @@ class NormalizingFlow(Family):
         self.net = nets["net"]
         self.forget, self.draws = forget, draws
         self.noise = noise if noise is not None else LATENT_NOISE if facts.is_latents else 0.0
-        of_pictures = LATENT_TEMPERATURE if facts.is_latents else PICTURE_TEMPERATURE
-        self.temperature = 1.0 if facts.is_points else of_pictures
+        self.temperature = PICTURE_TEMPERATURE if facts.bounded else LATENT_TEMPERATURE if facts.is_latents else 1.0
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:

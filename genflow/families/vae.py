@@ -45,7 +45,7 @@ from genflow.text import Label
 PRIOR_ROWS = 10_000
 PRIOR_ROWS_UNLABELLED = 2_500  # the first of these rows, for the prior without a label
 MAX_COVARIANCE_ENTRIES = 2**28  # the largest number of entries in the mixture's covariances
-LEAST_LOG_SCALE = -7.0
+LEAST_LOG_SCALE = -7.0  # of pictures and points; far below the half width of one of 256 levels, ln(1/256) = -5.5
 FLOW_STEPS = 20  # steps of the flow prior from noise to a code, and back
 
 
@@ -99,9 +99,10 @@ class Vae(Family):
     ) -> None:
         super().__init__(facts)
         self.model = nn.ModuleDict({name: nets[name] for name in ("encoder", "decoder")})
-        least = math.log(min_scale) if min_scale else 0.0 if facts.is_latents else LEAST_LOG_SCALE
-        self.least_log_scale = least
-        self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), max(-2.0, least))))
+        default = 0.0 if facts.is_latents else LEAST_LOG_SCALE
+        self.least_log_scale = math.log(min_scale) if min_scale else default
+        first = max(-2.0, self.least_log_scale)  # a scale below the least has no gradient
+        self.model.register_parameter("log_scale", nn.Parameter(torch.full((facts.shape[0], 1, 1), first)))
         latent = _latent_size(latent, facts)
         self.noise_shape = (latent,)
         self.latent, self.beta, self.warmup, self.forget = latent, beta, warmup, forget
