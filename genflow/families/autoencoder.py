@@ -23,7 +23,6 @@ References:
     https://arxiv.org/abs/1903.12436
 """
 
-import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -35,6 +34,7 @@ from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Call, Exported, Family, Samples
 from genflow.maths import imagenet
+from genflow.maths.cosine_transform import cosine_transform
 from genflow.maths.imagenet import PerceptualDistance
 from genflow.maths.rng import Rng, SampleRng
 from genflow.maths.similarity import psnr
@@ -276,10 +276,7 @@ def _shifted_transforms(side: int) -> Tensor:
     """For each offset the matrix from `side` pixels to the coefficients of the whole blocks after the offset."""
     block = min(DCT_SIDE, side)
     count = max(1, (side - block + 1) // block)
-    k, n = torch.arange(block, dtype=torch.float64)[:, None], torch.arange(block, dtype=torch.float64)[None]
-    dct = (math.pi * (n + 0.5) * k / block).cos() * math.sqrt(2 / block)
-    dct[0] /= math.sqrt(2)
-    blocks = torch.block_diag(*[dct] * count).float()
+    blocks = torch.block_diag(*[torch.tensor(cosine_transform(block))] * count).float()
     offsets = range(min(block, side - block * count + 1))
     return torch.stack([nn.functional.pad(blocks, (o, side - block * count - o)) for o in offsets])
 

@@ -17,7 +17,6 @@ References:
     https://arxiv.org/abs/2410.10733
 """
 
-import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.errors import UsageError
+from genflow.maths.cosine_transform import cosine_transform
 from genflow.nets.layers import zero_init
 from genflow.specs import NetSpec
 from genflow.text import Label
@@ -121,8 +121,6 @@ class Decoder(nn.Module):
 def linear_code(colours: int, factor: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The coefficients with the largest expected variance of the cosine transform of blocks, in this order.
 
-    In numpy, because an outline of the net, on torch's meta device, has no values to sort.
-
     Args:
         colours: C, the channels of a picture; 3 are transformed to a sum and two differences.
         factor: f, the side of the blocks.
@@ -131,13 +129,12 @@ def linear_code(colours: int, factor: int, count: int) -> tuple[NDArray[np.float
     Returns:
         orthonormal weights (n, C, f, f) with n = min(count, C f f), and the expected deviations (n, 1, 1, 1).
     """
-    k, n = np.arange(factor)[:, None], np.arange(factor)[None]
-    cosines = np.cos(math.pi * (n + 0.5) * k / factor) * math.sqrt(2 / factor)
-    cosines[0] /= math.sqrt(2)
+    cosines = cosine_transform(factor)
     mixed, scale = np.eye(colours), np.full(colours, 0.4)
     if colours == 3:
         mixed, scale = np.array(COLOURS) / np.linalg.norm(COLOURS, axis=1, keepdims=True), np.array(VARIANCES)
-    square = np.maximum(k**2 + n**2, DETAIL)
+    frequency = np.arange(factor)
+    square = np.maximum(frequency[:, None] ** 2 + frequency**2, DETAIL)
     variances = (scale[:, None, None] * factor**2 * DETAIL / square).ravel()
     order = np.argsort(-variances, kind="stable")[:count]
     weights = np.einsum("ac,uh,vw->auvchw", mixed, cosines, cosines).reshape(-1, colours, factor, factor)
