@@ -17,6 +17,7 @@ from contextlib import contextmanager
 BUFFER_BYTES = 256 << 10  # bytes of a request that are kept until it is answered; a longer request is not retried
 MAX_CONNECTIONS = 1024
 REQUEST_S = 10  # time limit for a client to send a request
+CHECK_S = 2  # time for a replica to answer a health check, however soon the next check is due
 MAX_ATTEMPTS = 6
 FULL_WINDOW_MS = 100  # after a 503 of a replica, reject requests for this time
 MAX_URL = 16 << 10  # bytes; the app's own limit is lower, and the server of a replica cannot read 64 KiB
@@ -92,7 +93,7 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response junk-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(MAX_ATTEMPTS),
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
-            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "2s",
+            "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{CHECK_S}s",
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(environment.free_port()),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
@@ -126,7 +127,8 @@ def adapt_config(config: str, folder: str, host: str, max_ongoing: int) -> str:
     text = "".join(kept).replace("mode 666 level admin", "mode 600 level admin")
     text = re.sub(r"(?m)^ *errorfile .*\n", "", text)
     files = "".join(f"    errorfile {status} {folder}/{status}.http\n" for status in ERROR_STATUSES)
-    waits = f"    timeout http-request {REQUEST_S}s\n    option http-buffer-request\n    option forwardfor\n"
+    waits = f"    timeout http-request {REQUEST_S}s\n    timeout check {CHECK_S}s\n"
+    waits += "    option http-buffer-request\n    option forwardfor\n"
     text = text.replace("    mode http\n", f"    mode http\n{waits}{files}", 1)
     bound = f"[{host}]" if ":" in host else host
     text = re.sub(r"(?m)^(frontend http_frontend\n    bind )127\.0\.0\.1:", rf"\g<1>{bound}:", text)

@@ -42,6 +42,7 @@ def test_rules_are_added_once(written: str, tmp_path: Path) -> None:
     backend = adapted.partition("\nbackend http-mine\n")[2]
     assert backend.count("be_conn ge 160") == adapted.count("be_conn") == 1
     assert adapted.count("option http-buffer-request") == adapted.count("option forwardfor") == 1
+    assert adapted.count("timeout check 2s") == 1
     assert backend.count("http-request del-header X-Forwarded-For") == 1  # the client cannot choose its address
     assert f"errorfile 503 {tmp_path}/503.http" in adapted
     assert "500.http" not in adapted.replace(f"errorfile 500 {tmp_path}/500.http", "")
