@@ -78,9 +78,9 @@ class Server:
     """`genflow serve`, and its processes."""
 
     def __init__(self, run: str, replicas: int) -> None:
-        from genflow.system import environment
+        from genflow.system import ports
 
-        self.port = environment.free_port()
+        self.port = ports.free_port()
         self.name = f"abused-{self.port}"
         command = [sys.executable, "-m", "genflow.cli", "serve", run, "--name", self.name, "--port", str(self.port)]
         self.log = Path(f"/tmp/{self.name}.log")

@@ -18,7 +18,7 @@ def measure(requests: int) -> float:
     """The median milliseconds of a request, through the proxy that the environment variables select."""
     import http.client
 
-    from genflow.system import environment
+    from genflow.system import environment, ports
 
     environment.configure_local_ray()
     import ray
@@ -34,7 +34,7 @@ def measure(requests: int) -> float:
         async def post(self) -> Response:
             return Response(b"ok")
 
-    port = environment.free_port()
+    port = ports.free_port()
     cores = environment.cores()
     ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})

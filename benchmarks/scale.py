@@ -294,9 +294,9 @@ class Bench:
 
     def _start_of_serving(self) -> float:
         from benchmarks.serve import _until_it_answers
-        from genflow.system import environment
+        from genflow.system import ports
 
-        port, begun = environment.free_port(), time.perf_counter()
+        port, begun = ports.free_port(), time.perf_counter()
         command = [sys.executable, "-m", "genflow.cli", "serve", "start-1-0", "--port", str(port)]
         server = subprocess.Popen(
             command, env=self._environment, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -209,10 +209,10 @@ def main() -> None:
         return
     from genflow.commands.references import find_run
     from genflow.storage.store import Store
-    from genflow.system import environment
+    from genflow.system import environment, ports
 
     name = find_run(Store(), asked.run).name
-    port, other = environment.free_port(), environment.free_port()
+    port, other = ports.free_port(), ports.free_port()
     command = [sys.executable, "-m", "genflow.cli", "serve", asked.run, "--name", f"bench-{port}", "--port", str(port)]
     own = [sys.executable, "-m", "benchmarks.serve", asked.run, "--plain", str(other)]
     own += ["--unfilled"] if asked.unfilled else []

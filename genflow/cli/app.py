@@ -1,8 +1,8 @@
-"""The program `genflow`: register the commands, and turn an error into one line and an exit code.
+"""The program `genflow`: call a command, and turn an error into one line and an exit code.
 
-To keep `--help` fast, the modules imported here import only Typer at load time. Each command imports heavy packages
-inside its function. Results go to standard output; progress and errors go to standard error. `console` defines the JSON
-output and `errors` the exit codes.
+`genflow --help` imports no command (`commands`), and a command imports heavy packages inside its function. Results go
+to standard output; progress and errors go to standard error. `console` defines the JSON output and `errors` the exit
+codes.
 """
 
 import contextlib
@@ -13,33 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from genflow import __version__
-from genflow.cli import cluster, console, data, endpoints, jobs, runs
-from genflow.cli.cost import cost
-from genflow.cli.doctor import doctor
-from genflow.cli.encode import encode
-from genflow.cli.evaluate import compare, evaluate
-from genflow.cli.export import export
-from genflow.cli.families import families
-from genflow.cli.prepare import prepare
-from genflow.cli.promote import promote
-from genflow.cli.recipe import recipe
-from genflow.cli.recommend import recommend
-from genflow.cli.reflow import reflow
-from genflow.cli.report import report
-from genflow.cli.run import quickstart, run
-from genflow.cli.sample import sample
-from genflow.cli.serve import serve
-from genflow.cli.tables import tables
-from genflow.cli.train import train
-from genflow.cli.tune import tune
-from genflow.cli.ui import ui
-from genflow.cli.words import Command
+from genflow.cli import console
+from genflow.cli.commands import Program
 from genflow.errors import GenflowError, ResourceError, UsageError, plain
 from genflow.system import environment
 from genflow.system.streams import prepare_streams
 
 app = typer.Typer(
     name="genflow",
+    cls=Program,
     help="Train, compare, sample and serve families of image generators on your own images.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -47,16 +29,6 @@ app = typer.Typer(
     epilog="Add -v to any command to see the traceback of an error. GENFLOW_STORE names the folder for datasets, runs "
     "and reports (default: .genflow).",
 )
-for command in (
-    quickstart, prepare, train, tune, cost, reflow, encode, evaluate, compare, report, tables, recommend, sample,
-    export, serve, run, ui, families, recipe, doctor, promote,
-):  # fmt: skip
-    app.command(cls=Command)(command)
-app.add_typer(runs.app, name="runs")
-app.add_typer(data.app, name="data")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(endpoints.app, name="endpoints")
-app.add_typer(cluster.app, name="cluster")
 
 
 def main() -> None:

@@ -60,10 +60,10 @@ def up(file: ClusterFile = "", yes: Yes = False) -> None:
 def status(file: ClusterFile = "", address: Address = "", json: AsJson = False) -> None:
     """Show a cluster's nodes, their resources, and its Ray and Python versions."""
     from genflow.launch.ray_dashboard import Dashboard
-    from genflow.system import environment
+    from genflow.system import ports
 
     named = address or ("" if file else os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS"))
-    tunnel = None if named else _tunnel(*_read_launcher_file(file), environment.free_port())
+    tunnel = None if named else _tunnel(*_read_launcher_file(file), ports.free_port())
     with tunnel or contextlib.nullcontext(named) as where:
         dashboard = Dashboard.at(where)
         facts = {"address": dashboard.address, "authentication": dashboard.mode(), "ray": dashboard.ray_version()}
@@ -83,11 +83,11 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Local port; 0: any free port.")] = 8265,
 ) -> None:
     """Open an ssh tunnel to a cluster's dashboard until Ctrl-C."""
-    from genflow.system import environment
+    from genflow.system import ports
 
     path, document = _read_launcher_file(file)
-    port = port or environment.free_port()
-    if not environment.is_free(port):
+    port = port or ports.free_port()
+    if not ports.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow cluster dashboard --port 0")
     with _tunnel(path, document, port) as address:
         print(f"dashboard  {address}   (press Ctrl-C to close the tunnel)", flush=True)
@@ -182,7 +182,7 @@ def _tunnel(path: Path, document: Json, port: int) -> Iterator[str]:
     Raises:
         ClusterError: the tunnel is not open within TUNNEL_S seconds, or the launcher exits.
     """
-    from genflow.system import environment
+    from genflow.system import ports
 
     command, variables = _launcher(document)
     process = subprocess.Popen(
@@ -191,7 +191,7 @@ def _tunnel(path: Path, document: Json, port: int) -> Iterator[str]:
     )  # fmt: skip
     try:
         deadline = time.monotonic() + TUNNEL_S
-        while environment.is_free(port):
+        while ports.is_free(port):
             if process.poll() is not None or time.monotonic() > deadline:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGTERM)

@@ -50,7 +50,7 @@ def serve(
     from genflow.serving import endpoints
     from genflow.serving.model_list import served_models, to_documents
     from genflow.storage.store import Store
-    from genflow.system import devices, environment
+    from genflow.system import devices, environment, ports
 
     devices.check(device)
     store = Store()
@@ -65,7 +65,7 @@ def serve(
     running = endpoints.get(store, endpoint)
     keys = [] if running else _keys(host, new_key)
     inputs: Json = {
-        "name": endpoint, "models": to_documents(models), "host": host, "port": port or environment.free_port(),
+        "name": endpoint, "models": to_documents(models), "host": host, "port": port or ports.free_port(),
         "replicas": replicas, "most_replicas": most, "memory_mb": memory, "keys": keys, "device": device,
         "threads": max(1, (environment.cores() - 1) // max(replicas, most)), "per_minute": 600 if keys else 0,
         "hosts": os.environ.get("GENFLOW_ALLOWED_HOSTS", "").lower().replace(",", " ").split(),
@@ -73,7 +73,7 @@ def serve(
     if config_out:
         _write_configuration(config_out, inputs)
         return
-    if running is None and not cluster and not environment.is_free(inputs["port"], host):
+    if running is None and not cluster and not ports.is_free(inputs["port"], host):
         raise SetupError(
             f"port {port} on {host} is already in use", "choose another --port; --port 0 finds a free port"
         )

@@ -31,7 +31,7 @@ def ui(
     import webbrowser
 
     from genflow.storage.store import Store
-    from genflow.system import environment
+    from genflow.system import environment, ports
     from genflow.tracking import database, pages, sync
     from genflow.tracking.experiments import VIEW
     from genflow.tracking.mlflow_client import without_password
@@ -57,11 +57,11 @@ def ui(
         if open_browser:
             webbrowser.open(address)
         return
-    port = port or environment.free_port()
-    if not environment.is_free(port):
+    port = port or ports.free_port()
+    if not ports.is_free(port):
         raise SetupError(f"port {port} on 127.0.0.1 is already in use", "genflow ui --port 0")
     dashboard = os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-    running = not environment.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
+    running = not ports.is_free(int(dashboard.rpartition(":")[2].strip("/") or 8265))
     print(f"Ray dashboard  {dashboard if running else 'no cluster is running on this machine'}", flush=True)
     command = database.ui_command(store, "127.0.0.1", port)
     with tempfile.TemporaryFile() as log:
@@ -71,7 +71,7 @@ def ui(
         )  # fmt: skip
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            while process.poll() is None and not environment.answers(port):
+            while process.poll() is None and not ports.answers(port):
                 time.sleep(0.1)
             if process.poll() is None:
                 # the first page of the server's own start leads to the newest experiment

@@ -4,13 +4,10 @@ It uses the standard library only, because it must run first. `docs/decisions/` 
 """
 
 import contextlib
-import ctypes
 import functools
 import os
 import pwd
-import secrets
 import signal
-import socket
 import stat
 import sys
 import tempfile
@@ -153,7 +150,7 @@ def ensure_token() -> Path:
         if not path.exists():
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(secrets.token_hex(32))
+                file.write(os.urandom(32).hex())
         elif stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)
     except FileExistsError:
@@ -178,6 +175,8 @@ def configure_local_ray(port: int | None = None) -> int:
     Returns:
         The GCS port.
     """
+    from genflow.system.ports import free_port
+
     set_defaults()
     if not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token()
@@ -189,33 +188,6 @@ def configure_local_ray(port: int | None = None) -> int:
         RAY_AUTH_MODE="token",
     )
     return port
-
-
-def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether this process can listen on a port."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
-
-
-def answers(port: int) -> bool:
-    """Whether a process accepts connections on a port of 127.0.0.1."""
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
-def free_port() -> int:
-    """A port of the loopback interface on which no process listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def cores() -> int:
@@ -242,6 +214,8 @@ def lower_priority(by: int) -> None:
 def die_with_parent(signal_number: int = signal.SIGTERM) -> None:
     """Make Linux send this process a signal when its parent exits for any reason. Does nothing on other systems."""
     if sys.platform == "linux":
+        import ctypes  # not at the top: `genflow --help` imports this module
+
         ctypes.CDLL(None).prctl(1, signal_number)  # PR_SET_PDEATHSIG
 
 
@@ -254,6 +228,8 @@ def tune_malloc() -> None:
     tenth of the time of training. Peak memory stays the same: tensors above 32 MB still come from the kernel, because
     they would fragment the heap.
     """
+    import ctypes
+
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:

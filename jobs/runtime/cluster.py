@@ -13,7 +13,7 @@ from pathlib import Path
 from genflow.errors import ResourceError, SetupError
 from genflow.storage import temporary
 from genflow.storage.files import disk_error
-from genflow.system import environment, source_hash
+from genflow.system import environment, ports, source_hash
 from jobs.runtime.entrypoint import verbose
 
 IN_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the entry point of a submitted job
@@ -67,7 +67,7 @@ def ray_cluster(num_cpus: int | None = None, dashboard: bool = False, logs: bool
                     _temp_dir=f"{folder}/s",  # Ray gives this folder mode 0777; the one around it stays private
                     num_cpus=num_cpus or environment.cores(),
                     include_dashboard=dashboard,
-                    dashboard_port=environment.free_port() if dashboard else None,
+                    dashboard_port=ports.free_port() if dashboard else None,
                     logging_level=level,
                     log_to_driver=logs or verbose(),
                 )

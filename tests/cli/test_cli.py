@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from support.commands import in_this_process
 
 from genflow.cli import app
+from genflow.cli.commands import COMMANDS
 
 
 @pytest.fixture
@@ -168,7 +170,6 @@ except SystemExit:
 
 def test_every_command_has_at_most_13_flags():
     """A command has at most 13 visible flags besides --set and --help."""
-    import typer
 
     def commands(group):
         for command in group.commands.values():
@@ -189,3 +190,20 @@ def test_completion_knows_families(genflow, monkeypatch):
         _, out, _ = genflow()
 
         assert completion in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_lists_a_command_as_it_describes_itself(name):
+    """`genflow --help` has the first paragraph of the command's own help."""
+    command = typer.main.get_command(app.app).commands[name]
+
+    assert command.name == name
+    assert " ".join(command.help.split("\n\n")[0].split()) == COMMANDS[name][1]
+
+
+def test_a_misspelt_command_gets_a_suggestion(genflow):
+    """An unknown command exits with 2 and names those that are similar."""
+    code, _, err = genflow("trian")
+
+    assert code == 2
+    assert "'train'" in err

@@ -10,7 +10,7 @@ from support import ROOT
 
 from genflow.cli import cluster
 from genflow.errors import ClusterError, UsageError
-from genflow.system import environment
+from genflow.system import environment, ports
 
 LAUNCHER = """
 import os, socket, sys, time
@@ -86,11 +86,11 @@ def test_a_manifest_is_not_launched() -> None:
 
 def test_a_tunnel(launcher: Path) -> None:
     """A tunnel listens on the given port while it is used, and is closed afterwards."""
-    port = environment.free_port()
+    port = ports.free_port()
     with cluster._tunnel(Path("cluster.yaml"), {"provider": {"type": "aws"}}, port) as address:
         assert address == f"http://127.0.0.1:{port}"
-        assert not environment.is_free(port)
-    assert environment.is_free(port)
+        assert not ports.is_free(port)
+    assert ports.is_free(port)
     assert f"dashboard cluster.yaml --port {port}" in launcher.read_text(encoding="utf-8")
 
 
@@ -98,7 +98,7 @@ def test_a_tunnel_that_fails() -> None:
     """The error contains the last line of the launcher's output."""
     with (
         pytest.raises(ClusterError, match=r"cannot open a tunnel to the head of onprem\.yaml: no route to host"),
-        cluster._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, environment.free_port()),
+        cluster._tunnel(Path("onprem.yaml"), {"provider": {"type": "local"}}, ports.free_port()),
     ):
         raise AssertionError("the tunnel is open")
 

@@ -27,7 +27,7 @@ from genflow.launch.ray_dashboard import Dashboard
 from genflow.recipe.compose import compose
 from genflow.recipe.schema import Data, Recipe
 from genflow.storage.store import Store
-from genflow.system import environment
+from genflow.system import ports
 from genflow.training.checkpoint_folders import Checkpoints
 
 pytestmark = pytest.mark.ray
@@ -63,7 +63,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
         token = Path(folder) / "token"
         token.touch(0o600)
         token.write_text(TOKEN, encoding="utf-8")
-        port = environment.free_port()
+        port = ports.free_port()
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_URI"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
@@ -75,7 +75,7 @@ def head(mlflow_database: Path) -> Iterator[Head]:
         settings |= {"RAY_worker_niceness": "0"}
         settings |= {"GENFLOW_STORE": "", "PYTHONPATH": ""}
         process = subprocess.Popen(
-            [sys.executable, TESTS / "support/raylets.py", folder, str(port), str(environment.free_port())],
+            [sys.executable, TESTS / "support/raylets.py", folder, str(port), str(ports.free_port())],
             env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
         assert process.stdin is not None

@@ -18,7 +18,7 @@ from genflow.serving.middleware import Limits
 from genflow.serving.model_list import ServedModel
 from genflow.serving.service import Service
 from genflow.storage.store import Artifact, Store
-from genflow.system import environment
+from genflow.system import ports
 from support import text_folders
 from support.latents import dataset, embedded, pictures
 from support.trained_run import trained_run
@@ -54,7 +54,7 @@ def train_captioned(root: Path) -> tuple[Store, list[Artifact], Path]:
 @contextmanager
 def server(models: list[ServedModel]) -> Iterator[str]:
     """Yield the URL of a server in a thread of this process."""
-    service, port = Service(models), environment.free_port()
+    service, port = Service(models), ports.free_port()
     running = uvicorn.Server(uvicorn.Config(app.create(service), port=port, log_level="error"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

@@ -14,7 +14,7 @@ from genflow.errors import SetupError
 from genflow.recipe.compose import compose
 from genflow.specs import DataSpec
 from genflow.storage.store import Store
-from genflow.system import environment
+from genflow.system import ports
 from genflow.tracking import database, pages, sync
 from genflow.tracking.experiments import TABLE
 from genflow.tracking.journal import Cursor, Journal, journal_path
@@ -81,7 +81,7 @@ def test_ui_prints_addresses_and_no_log(
     store: Store, monkeypatch: pytest.MonkeyPatch, code: int, registered: bool
 ) -> None:
     """The address appears once the server answers; a server that fails is quoted in one line."""
-    port = environment.free_port()
+    port = ports.free_port()
     command = [sys.executable, "-c", SERVER.format(port=port, code=code)]
     monkeypatch.setattr(database, "ui_command", lambda *_: command)
     monkeypatch.setattr(pages, "is_registered", lambda: registered)

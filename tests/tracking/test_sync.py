@@ -19,7 +19,7 @@ from PIL import Image
 
 from genflow.errors import SetupError, UsageError
 from genflow.storage.store import Store
-from genflow.system import environment
+from genflow.system import environment, ports
 from genflow.tracking import database, sync
 from genflow.tracking.journal import Cursor, Journal, journal_path
 from genflow.tracking.mlflow_client import without_password
@@ -333,7 +333,7 @@ def until(condition, seconds=400):
 
 WRITER = """
 import sys
-from genflow.system import environment
+from genflow.system import environment, ports
 from genflow.tracking import sync
 from genflow.tracking.journal import Journal, journal_path
 from genflow.storage.store import Store
@@ -508,7 +508,7 @@ def test_everything_arrives_through_a_server(store, monkeypatch):
     import mlflow
 
     environment.set_defaults()
-    port = environment.free_port()
+    port = ports.free_port()
     (store.root / "log").mkdir()
     with open(store.root / "log" / "server", "w", encoding="utf-8") as log:
         command = database.ui_command(store, port=port)

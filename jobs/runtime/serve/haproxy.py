@@ -50,7 +50,7 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
     from genflow.serving.middleware import Limits
     from genflow.serving.responses import RequestError
     from genflow.storage.temporary import private_folder
-    from genflow.system import environment, source_hash
+    from genflow.system import ports, source_hash
     from jobs.runtime.serve.retry_middleware import encode_error_response
 
     with private_folder("genflow-", "/tmp") as folder:  # socket paths must be short
@@ -94,7 +94,7 @@ def haproxy_variables(binary: str, host: str, max_ongoing: int) -> Iterator[dict
             "RAY_SERVE_HAPROXY_RETRIES": str(MAX_ATTEMPTS),
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{CHECK_S}s",
-            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(environment.free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.free_port()),
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
 

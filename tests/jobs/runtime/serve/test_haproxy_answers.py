@@ -18,7 +18,7 @@ from ray.serve.config import HTTPOptions
 
 from genflow.serving import app as http_app
 from genflow.serving.middleware import Limits, hash_key
-from genflow.system import environment
+from genflow.system import ports
 from jobs.runtime.serve import haproxy
 
 pytestmark = pytest.mark.skipif(not haproxy.available(), reason="only Ray's wheels for Linux contain HAProxy")
@@ -58,17 +58,17 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answ
     folder = tmp_path_factory.mktemp("haproxy")
     replica = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     Thread(target=replica.serve_forever, daemon=True).start()
-    app = uvicorn.Server(uvicorn.Config(_app_with_a_key(), port=environment.free_port(), log_level="error"))
+    app = uvicorn.Server(uvicorn.Config(_app_with_a_key(), port=ports.free_port(), log_level="error"))
     Thread(target=app.run, daemon=True).start()
-    binary, running, ports = haproxy.available(), [], {}
+    binary, running, fronts = haproxy.available(), [], {}
     with haproxy.haproxy_variables(binary, "127.0.0.1", 160) as variables, pytest.MonkeyPatch.context() as patch:
         patch.setattr(haproxy, "REQUEST_S", 1)
         errors = str(Path(variables["RAY_SERVE_HAPROXY_CONFIG_FILE_LOC"]).parent)
-        behind = {"replica": replica.server_port, "dead": environment.free_port(), "app": app.config.port}
+        behind = {"replica": replica.server_port, "dead": ports.free_port(), "app": app.config.port}
         for to, port in behind.items():
-            ports[to] = environment.free_port()
+            fronts[to] = ports.free_port()
             path = folder / f"{to}.cfg"
-            _write(path, ports[to], port)
+            _write(path, fronts[to], port)
             config = path.read_text(encoding="utf-8")
             config = config.replace("tune.bufsize 16384", f"tune.bufsize {haproxy.BUFFER_BYTES}")
             # without health checks, so that a busy machine does not take the app for dead
@@ -76,9 +76,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Answ
             config = re.sub(r"(?m)^ +default-server .*\n", "", config)
             path.write_text(haproxy.adapt_config(config, errors, "127.0.0.1", 160), encoding="utf-8")
             running.append(subprocess.Popen([binary, "-db", "-f", str(path)], stderr=subprocess.DEVNULL))
-        for port in (*ports.values(), app.config.port):
+        for port in (*fronts.values(), app.config.port):
             _wait(port)
-        yield lambda request, to="replica": _send(ports[to], request)
+        yield lambda request, to="replica": _send(fronts[to], request)
         for process in running:
             process.terminate()
             process.wait()
@@ -103,7 +103,7 @@ def _write(path: Path, port: int, replica: int) -> None:
 
 def _wait(port: int) -> None:
     end = time.monotonic() + 30
-    while environment.is_free(port):
+    while ports.is_free(port):
         assert time.monotonic() < end
         time.sleep(0.02)
 

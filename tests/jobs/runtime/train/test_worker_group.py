@@ -7,7 +7,7 @@ from typing import Any
 
 from support import ROOT
 
-from genflow.system.environment import free_port
+from genflow.system.ports import free_port
 
 PROGRAM = """
 import os, sys
