@@ -64,8 +64,10 @@ def write_missing(
     actor: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=3, max_task_retries=3)(_ShardActor)
     place = (Store().url, folder.parent.name, folder.name, cluster.device if with_gpu else "cpu")
     actors = [actor.remote(make, *place) for _ in range(min(len(left), _actors(cluster, gpus)))]
+    starting = {actor.ready.remote(): actor for actor in actors}
+    ray.wait(list(starting))  # for a CPU that another job uses, perhaps, which is not the time of a shard
     started, cpu = time.monotonic(), 0.0
-    for rows, took in _written(actors, left):
+    for rows, took in _written(starting, left):
         if isinstance(took, GenflowError):
             raise took
         done, cpu = done + rows, cpu + took
@@ -75,15 +77,20 @@ def write_missing(
     return round(cpu * count / (count - before), 2)
 
 
-def _written(actors: list[Any], shards: list[tuple[str, int, int]]) -> "Iterator[tuple[int, float | GenflowError]]":
+def _written(
+    starting: dict[Any, Any], shards: list[tuple[str, int, int]]
+) -> "Iterator[tuple[int, float | GenflowError]]":
     """The results of the shards as they end. A shard is given to an actor that has started.
 
     Other jobs may use the CPUs or GPUs for which an actor waits; a shard that was given to it would wait, too.
+
+    Args:
+        starting: the actors by the reference to their start.
+        shards: to be written.
     """
     import ray
 
-    waiting = shards[::-1]
-    pending = {actor.ready.remote(): actor for actor in actors}
+    waiting, pending = shards[::-1], dict(starting)
     writing: set[Any] = set()
     while waiting or writing:
         (done, *_), _ = ray.wait(list(pending))
