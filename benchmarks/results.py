@@ -1,7 +1,7 @@
 """Make the quality table: train every family within its budget for a few seeds, measure it, and write a page.
 
     python benchmarks/results.py [--plan benchmarks/latents.yaml] [--set train.steps=10 ...] [--seeds 0,1]
-                                 [--only ROW ...] [--trained RUN ...] [--out docs/results.md]
+                                 [--only ROW] [--trained RUN ...] [--out docs/results.md]
 
 The plan says what is trained and measured. It becomes one pipeline, so two cores train two runs at a time. After
 an interruption, the same command resumes; after the end, it only writes the page. No number is written by hand.
