@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from genflow.cli import console
@@ -32,6 +33,7 @@ from genflow.recipe.compose import assignments
 from genflow.runs import cpu_seconds
 from genflow.storage.store import Store
 from genflow.system.documents import Json
+from genflow.training.precision import multiplies_bfloat16
 
 Found = dict[str, dict[int, Json]]  # by row and seed: a row of a `genflow.evaluate/1` document
 PLAN = Path(__file__).with_suffix(".yaml")
@@ -166,7 +168,8 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
 
 {plan.about + chr(10) * bool(plan.about)}{first['dataset_name']}, {_count(found)} per run, made by
 `{command}`
-on {first['machine']} with torch {first['versions']['torch']}, one thread a run, as many runs at a time as cores.
+on {first['machine']}, {_bfloat16()} fast bfloat16, with torch {first['versions']['torch']}; one thread a run, as many
+runs at a time as cores.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
 split. Features: {first['features']['name']}{accuracy}.
 The floor is {number(float(floor))}, the fd of as many real rows.
@@ -231,6 +234,11 @@ def _without_empty_columns(lines: list[list[str]]) -> list[list[str]]:
     """The table without the columns that have a value in no row; the first two lines are its head."""
     kept = [i for i in range(len(lines[0])) if any(line[i] != NONE for line in lines[2:])]
     return [[line[i] for i in kept] for line in lines]
+
+
+def _bfloat16() -> str:
+    """Whether this machine, which is the one that measures, multiplies bfloat16: its steps are much faster then."""
+    return "with" if multiplies_bfloat16(torch.device("cpu")) else "without"
 
 
 def _line(plan: Plan, name: str, rows: Found, store: Store) -> list[str]:
