@@ -1,7 +1,7 @@
 """Make the quality table: train every family within its budget for a few seeds, measure it, and write a page.
 
     python benchmarks/results.py [--plan benchmarks/latents.yaml] [--set train.steps=10 ...] [--seeds 0,1]
-                                 [--only ROW] [--trained RUN ...] [--out docs/results.md]
+                                 [--only ROW]... [--trained RUN ...] [--out docs/results.md]
 
 The plan says what is trained and measured. It becomes one pipeline, so two cores train two runs at a time. After
 an interruption, the same command resumes; after the end, it only writes the page. No number is written by hand.
@@ -168,8 +168,8 @@ def page(plan: Plan, found: Found, problems: list[str], command: str, store: Sto
 
 {plan.about + chr(10) * bool(plan.about)}{first['dataset_name']}, {_count(found)} per run, made by
 `{command}`
-on {first['machine']}, {_bfloat16()} fast bfloat16, with torch {first['versions']['torch']}; one thread a run, as many
-runs at a time as cores.
+on {first['machine']} {_bfloat16()} fast bfloat16, torch {first['versions']['torch']}; one thread a run, as many runs
+at a time as cores.
 {first['samples']:,} samples against {first['reference']['rows']:,} real rows of the {first['reference']['split']}
 split. Features: {first['features']['name']}{accuracy}.
 The floor is {number(float(floor))}, the fd of as many real rows.

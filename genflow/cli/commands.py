@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from genflow.cli.words import Command
 
-# name: (module of genflow.cli, first line of the docstring of the function with that name; or help of a group)
+# name: (module of genflow.cli, first paragraph of the help of the function with that name, or of the group `app`)
 COMMANDS = {
     "quickstart": (
         "run", "Prepare digits, train three families (VAE, DDPM, flow matching), and write a comparison to report.html."

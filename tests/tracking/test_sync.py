@@ -333,7 +333,7 @@ def until(condition, seconds=400):
 
 WRITER = """
 import sys
-from genflow.system import environment, ports
+from genflow.system import environment
 from genflow.tracking import sync
 from genflow.tracking.journal import Journal, journal_path
 from genflow.storage.store import Store
