@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bench.precision import autocast
 from benchmarks.bench.steps import CLASSES
 from genflow import build
 from genflow.recipe.schema import Recipe
@@ -45,7 +46,7 @@ class Bare:
             x, label = self._batch()
             noise, t = torch.randn_like(x), torch.sigmoid(torch.randn(len(x)))
             label = torch.where(torch.rand(len(x)) < FORGET, CLASSES, label)
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 predicted = self.net(torch.lerp(x, noise, t.view(-1, 1, 1, 1)), 1000 * t, label)
             F.mse_loss(predicted.float(), noise - x).backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, self.train.clip, foreach=True)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.bench.page import Row, Table
 from benchmarks.bench.pairs import Turn, ratio, take_turns
+from benchmarks.bench.precision import FORMAT
 from benchmarks.bench.prepared import as_folder, made_up
 from benchmarks.bench.steps import Genflow
 from genflow.data.stream import Stream
@@ -26,8 +27,8 @@ between -1 and 1, from {ROWS:,} pictures on disk, in one process on one thread. 
 stands for PNG files that Pillow decodes in a `DataLoader` of PyTorch; `datasets` reads the very files that genflow has
 written, without decoding. `memcpy` copies a batch of bytes from memory to memory. **Above 1.00 genflow is faster.**
 """
-SHARE = f"""The time to read a batch of {BATCH} pictures of 32 x 32 pixels, as a share of a training step on them in
-bfloat16.
+SHARE = f"""The time to read a batch of {BATCH} pictures of 32 x 32 pixels, as a share of a training step on them. The
+nets compute in {FORMAT}.
 """
 Batches = Callable[[], tuple[Tensor, Tensor]]
 

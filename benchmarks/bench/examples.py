@@ -4,7 +4,7 @@ Each has the example's own net, number format, batch size, optimizer, learning r
 channels of the pictures follow the data. Nets that halve the side more often than the data allow get padded pictures.
 The batches come from memory, and no example mirrors pictures.
 
-All sample in bfloat16, from averaged weights if the example has an average.
+All sample in the number format of `precision.py`, from averaged weights if the example has an average.
 
 References:
     diffusers, examples/unconditional_image_generation/train_unconditional.py
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bench.peers import placeholder
+from benchmarks.bench.precision import autocast
 
 EVALUATIONS = 25  # of a net for a picture
 
@@ -185,9 +186,9 @@ class TorchCfmExample:
 
 
 class LucidrainsExample(Padded):
-    """The README's `Trainer`: a U-Net of 36 million weights, without classes, two batches of 32 a step, in bfloat16.
+    """The README's `Trainer`: a U-Net of 36 million weights, without classes, two batches of 32 a step.
 
-    The README asks for mixed precision in fp16, which is slow on CPUs.
+    The README asks for mixed precision in fp16, which is slow on CPUs: the format is that of `precision.py`.
     """
 
     batch, evaluations = 64, 10
@@ -208,7 +209,7 @@ class LucidrainsExample(Padded):
 
     def step(self, x: Tensor, labels: Tensor, position: float) -> None:
         for part in self.padded(x).chunk(2):
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast():
                 loss = self._diffusion(part) / 2
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self._diffusion.parameters(), 1.0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.bench.page import Row, Table
 from benchmarks.bench.pairs import ratio
+from benchmarks.bench.precision import FORMAT, PRECISION
 from benchmarks.bench.prepared import NAME, made_up
 from genflow.data.shards import Dataset
 from genflow.recipe.schema import Recipe, parse
@@ -23,8 +24,9 @@ from genflow.system.source_hash import resources_dir
 
 SHAPE, ROWS, BATCH, STEPS, ROUNDS = (1, 28, 28), 20_000, 64, 20, 6  # steps of a training, trainings of each contestant
 TEXT = f"""The largest resident memory of a process that makes {STEPS} steps on {BATCH} pictures of 28 x 28 pixels by
-`unet` in bfloat16, of {ROWS:,} in a dataset: the command `genflow train` with its job, whichever is larger, and a bare
-loop of the same net, loss, optimizer and average (`benchmarks/bench/bare.py`). **1.00 would cost nothing.**
+`unet`, of {ROWS:,} in a dataset: the command `genflow train` with its job, whichever is larger, and a bare loop of the
+same net, loss, optimizer and average (`benchmarks/bench/bare.py`). Both compute in {FORMAT}.
+**1.00 would cost nothing.**
 """
 
 STARTER = """
@@ -48,7 +50,7 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table]:
             made_up(Store(), SHAPE, ROWS)
             command = [
                 "genflow.cli", "train", "flow_matching", "--data", NAME, "--steps", str(STEPS),
-                "--set", "net.kind=unet", "--set", f"train.batch={BATCH}", "--set", "train.precision=bf16",
+                "--set", "net.kind=unet", "--set", f"train.batch={BATCH}", "--set", f"train.precision={PRECISION}",
             ]  # fmt: skip
             found: dict[str, list[float]] = {"genflow": [], "bare": []}
             for number in range(rounds):
@@ -72,7 +74,7 @@ def recipe() -> Recipe:
     """The resolved recipe of the command."""
     document = {
         "family": {"kind": "flow_matching"}, "net": {"kind": "unet"}, "data": {"name": NAME},
-        "train": {"steps": STEPS, "batch": BATCH, "precision": "bf16"},
+        "train": {"steps": STEPS, "batch": BATCH, "precision": PRECISION},
     }  # fmt: skip
     return plan(Store(), parse(document)).recipe
 

@@ -18,6 +18,7 @@ import numpy as np
 from benchmarks.bench.bare import Bare
 from benchmarks.bench.page import Listing, Row, Table
 from benchmarks.bench.pairs import Turn, of_children, ratio, take_turns
+from benchmarks.bench.precision import FORMAT, PRECISION
 from benchmarks.bench.prepared import NAME, made_up
 from benchmarks.bench.steps import Genflow
 from genflow.data.stream import Stream
@@ -28,10 +29,10 @@ from genflow.system.source_hash import resources_dir
 
 SHAPE, ROWS, BATCH, STEPS, ROUNDS = (1, 28, 28), 4096, 64, 5, 40  # steps of a turn, turns of each contestant
 STARTS = 5  # processes whose median is a part of the start
-LOOP = f"""A training step on {BATCH} pictures of 28 x 28 pixels by `unet` in bfloat16: the job of `genflow train`, with
-its reading of data, logs, checkpoints, pictures and held-out loss; the loop `fit` alone on a batch in memory; and a
-bare loop of the same net, loss, optimizer and average (`benchmarks/bench/bare.py`). The ratio is the time of genflow to
-that of the bare loop: **1.000 would cost nothing.**
+LOOP = f"""A training step on {BATCH} pictures of 28 x 28 pixels by `unet`: the job of `genflow train`, with its reading
+of data, logs, checkpoints, pictures and held-out loss; the loop `fit` alone on a batch in memory; and a bare loop of
+the same net, loss, optimizer and average (`benchmarks/bench/bare.py`). All compute in {FORMAT}.
+The ratio is the time of genflow to that of the bare loop: **1.000 would cost nothing.**
 """
 HELP = """`genflow --help` against the help of a Typer program with one command. **1.00 would cost nothing.**
 """
@@ -121,7 +122,7 @@ def loop(data: Any, rounds: int) -> Table:
     import jobs.train
     from jobs.runtime.train import worker
 
-    train = {"batch": BATCH, "precision": "bf16", "steps": (rounds + 1) * STEPS}
+    train = {"batch": BATCH, "precision": PRECISION, "steps": (rounds + 1) * STEPS}
     document = {"family": {"kind": "flow_matching"}, "net": {"kind": "unet"}, "data": {"name": NAME}, "train": train}
     recipe = plan(Store(), parse(document)).recipe
     split = data.splits["train"]

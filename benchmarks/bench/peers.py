@@ -1,7 +1,7 @@
 """The training loops of other libraries on the network that genflow names `unet2d`, with their best flags.
 
-Each is the loop of the library's own example. It gets what genflow has as well: classes, bfloat16, a fused optimizer
-and averages by torch's operations on lists.
+Each is the loop of the library's own example. It gets what genflow has as well: classes, the faster number format, a
+fused optimizer, and averages by torch's operations on lists.
 
 References:
     diffusers, examples/unconditional_image_generation/train_unconditional.py
@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.bench.precision import autocast
 from benchmarks.bench.steps import CLASSES, pictures
 
 PARTS = ("datasets", "models", "transforms", "transforms.functional", "utils")  # of torchvision, that others import
@@ -71,7 +72,7 @@ class Diffusers:
         noise = torch.randn_like(x)
         times = torch.randint(0, 1000, (len(x),))
         noisy = self.levels.add_noise(x, noise, times)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             predicted = self.model(noisy, times, class_labels=labels).sample
         F.mse_loss(predicted.float(), noise).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, foreach=True)
@@ -107,7 +108,7 @@ class TorchCfm:
         """Make a step on a batch."""
         self.optimizer.zero_grad()
         t, xt, ut = self.flow.sample_location_and_conditional_flow(torch.randn_like(x), x)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             vt = self.model(xt, 1000 * t, class_labels=labels).sample
         torch.mean((vt.float() - ut) ** 2).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP, foreach=True)
@@ -141,7 +142,7 @@ class Lucidrains:
     def step(self, x: Tensor, labels: Tensor) -> None:
         """Make a step on a batch."""
         self.model.labels = labels
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = self.diffusion(x)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.diffusion.parameters(), CLIP, foreach=True)

@@ -29,6 +29,7 @@ from benchmarks.bench import quality_page
 from benchmarks.bench.examples import PUBLISHED, Example
 from benchmarks.bench.pairs import Ratio, ratio, take_turns
 from benchmarks.bench.peers import PEERS
+from benchmarks.bench.precision import FORMAT, autocast
 from benchmarks.bench.steps import Genflow
 from benchmarks.bench.tuned import Tuned
 from genflow import build
@@ -152,7 +153,7 @@ def draw(example: Example, weights: dict[str, torch.Tensor], judge: Judge, seed:
     torch.manual_seed(seed)
     facts, parts = judge.data.facts, []
     for labels in torch.from_numpy(np.asarray(judge.labels, np.int64)).split(ROWS):
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             parts.append(from_x(example.sample(torch.randn(len(labels), *facts.shape), labels), facts))
     return np.concatenate(parts)
 
@@ -195,7 +196,7 @@ def contest(folder: Path, data: str, peers: list[str], given: list[str], seed: i
         print(f"{data}, seed {seed}: {name} {how}", file=sys.stderr, flush=True)
         result, records = make()
         result |= {"data": data, "name": name, "given": how, "seed": seed, "budget": seconds, "samples": SAMPLES}
-        result |= {"load": round(os.getloadavg()[0], 1)}
+        result |= {"format": FORMAT, "load": round(os.getloadavg()[0], 1)}
         write_atomically(file.with_suffix(".png"), render(records[:SHOWN], judge().data.facts, SHOWN // 4))
         write_atomically(file, (json.dumps(result) + "\n").encode())
         return dict(result)

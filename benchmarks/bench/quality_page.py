@@ -33,8 +33,8 @@ genflow take turns in one process: other processes on the machine change the sec
   of the data's size, padded to 32 pixels where its net cannot halve 28. [diffusers](https://github.com/huggingface/diffusers/tree/main/examples/unconditional_image_generation):
   `train_unconditional.py`; [torchcfm](https://github.com/atong01/conditional-flow-matching): `conditional_mnist.ipynb`;
   [denoising_diffusion_pytorch](https://github.com/lucidrains/denoising-diffusion-pytorch): the README's `Trainer`, in
-  bfloat16. Batches come from memory.
-- **tuned**: the library's loop with diffusers' `UNet2DModel` as genflow configures it (`unet2d`), classes, bfloat16,
+  {format}. Batches come from memory.
+- **tuned**: the library's loop with diffusers' `UNet2DModel` as genflow configures it (`unet2d`), classes, {format},
   genflow's batch size, a fused optimizer, a learning rate of 1e-3 that falls to 0 at the end of the budget, and an
   average with a warm-up.
 - **fd**: of {samples} samples, on the features of the data set, at the end of the budget; the floor is that of as many
@@ -77,7 +77,7 @@ def section(results: Sequence[Json]) -> str:
     if not ours:
         return ""
     first = next(iter(ours.values()))
-    parts = [HEAD.format(budget=first["budget"], samples=first["samples"])]
+    parts = [HEAD.format(budget=first["budget"], samples=first["samples"], format=first["format"])]
     for data in sorted({each["data"] for each in results}, key=lambda name: name != "fashion"):
         own = [each for each in results if each["data"] == data]
         floor = statistics.mean(each["fd"]["floor"] for each in own)

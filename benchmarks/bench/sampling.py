@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.bench.page import Row, Table
 from benchmarks.bench.pairs import Turn, ratio, take_turns
+from benchmarks.bench.precision import HAS_BFLOAT16
 from benchmarks.bench.steps import CLASSES, Genflow
 from genflow.maths.rng import SampleRng
 from genflow.sampling.diffusers_pipelines import write_pipeline
@@ -21,6 +22,7 @@ SHAPE, BATCHES, STEPS, ROUNDS = (1, 28, 28), (1, 16, 64), 5, 12  # steps of DDIM
 TRAINED = 3  # steps of training that give the weights
 APART = 1, 0.01  # grey levels that a pixel may differ by, and the share of pixels that may differ
 NOISE = "diffusers.pipelines.ddim.pipeline_ddim.randn_tensor"
+FORMATS = ("fp32", "bf16") if HAS_BFLOAT16 else ("fp32",)
 NETS = ("unet2d", "unet", "dit")  # of one sample alone
 TEXT = f"""Pictures of 28 x 28 pixels by {STEPS} steps of DDIM on one thread, from the weights of one `ddpm` run with
 the net `unet2d`: by the engine, and by the stock `DDIMPipeline` that `genflow export --to diffusers` writes. Both
@@ -49,11 +51,11 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table]:
     text, rows = TEXT.format(same=agreement(engines["unet2d"], pipeline)), []
     for batch in BATCHES:
         turns: dict[str, Turn] = {}
-        for number in ("fp32", "bf16"):
+        for number in FORMATS:
             turns[f"genflow {number}"] = _drawing(engines["unet2d"], batch, number)
             turns[f"diffusers {number}"] = _piping(pipeline, batch, number)
         seconds = take_turns(turns, rounds, warm_up=1)
-        for number in ("fp32", "bf16"):
+        for number in FORMATS:
             ours, theirs = seconds[f"genflow {number}"], seconds[f"diffusers {number}"]
             name = f"{number}, batch {batch}"
             rows.append(Row(name, "`DDIMPipeline`", ratio(theirs, ours), batch, per_second=True))

@@ -6,6 +6,7 @@ from typing import Any
 from benchmarks.bench.page import Row, Table
 from benchmarks.bench.pairs import Turn, ratio, take_turns
 from benchmarks.bench.peers import PEERS
+from benchmarks.bench.precision import FORMAT
 from benchmarks.bench.steps import Genflow
 
 BATCH, STEPS, ROUNDS = 64, 1, 20  # rows of a step, steps of a turn, turns of each contestant
@@ -17,10 +18,10 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
     "genflow's `unet`, Muon": {"net": {"kind": "unet"}},
     "genflow's `dit`, Muon": {"net": {"kind": "dit"}},
 }
-TEXT = f"""One step on {BATCH} pictures with classes, in bfloat16 on one thread: draws, loss, backward, clipping,
-optimizer and average. The peers train diffusers' `UNet2DModel`, and so does genflow where no other net is named. All
-start from batches in memory. Each peer is the loop of its library's own example, with classes, bfloat16, a fused
-optimizer and averages by operations on lists. **Above 1.00 genflow is faster.**
+TEXT = f"""One step on {BATCH} pictures with classes on one thread: draws, loss, backward, clipping, optimizer and
+average. The peers train diffusers' `UNet2DModel`, and so does genflow where no other net is named. All start from
+batches in memory. Each peer is the loop of its library's own example, with classes, a fused optimizer and averages by
+operations on lists. All compute in {FORMAT}. **Above 1.00 genflow is faster.**
 """
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bench.precision import PRECISION
 from genflow import build
 from genflow.batch import Batch
 from genflow.recipe.schema import parse
@@ -35,7 +36,7 @@ class Genflow:
 
     def __init__(self, shape: tuple[int, int, int], batch: int, **sections: dict[str, Any]) -> None:
         facts = DataSpec(shape, 256, tuple(map(str, range(CLASSES))), {"train": 60_000, "val": 0})
-        train = {"steps": ENDLESS, "batch": batch, "precision": "bf16", **sections.pop("train", {})}
+        train = {"steps": ENDLESS, "batch": batch, "precision": PRECISION, **sections.pop("train", {})}
         self.recipe = build.resolve(parse({"family": {"kind": "flow_matching"}, "train": train, **sections}), facts)
         torch.manual_seed(0)
         self.family = build.family_of(self.recipe, facts)

@@ -1,7 +1,8 @@
 """The loops of `peers.py` with what genflow has, as trainings to a stated quality.
 
-They train the network that genflow names `unet2d` with classes, in bfloat16, with genflow's batch size and a fused
-optimizer. The learning rate is 1e-3, rises over 50 steps and falls to 0 with the budget. The average has a warm-up.
+They train the network that genflow names `unet2d` with classes, in the number format of `precision.py`, with genflow's
+batch size and a fused optimizer. The learning rate is 1e-3, rises over 50 steps and falls to 0 with the budget. The
+average has a warm-up.
 """
 
 import math
