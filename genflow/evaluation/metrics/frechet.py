@@ -2,9 +2,10 @@
 
     d^2 = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^1/2 S_2 S_1^1/2)^1/2
 
-The last trace is the nuclear norm of A_1 S_2^1/2 for any A_1 with A_1^T A_1 = S_1. It is computed from the
-centred features, without forming, squaring or inverting a covariance of the samples. The same code therefore handles
-fewer samples than dimensions.
+The last trace is the sum of the square roots of the eigenvalues of R^T S_2 R, for any R with R R^T = S_1. For R the
+Cholesky factor of the reference is enough, so a distance takes one product of the samples and the eigenvalues of a
+symmetric matrix. A direction in which the samples do not vary has the eigenvalue 0, up to rounding: the same code
+handles fewer samples than dimensions.
 
 With N samples the distance is biased upwards by about the number of dimensions divided by N. Compare it only at the
 same N, and with its floor, the distance of N real rows. It is called `fd`; FID is the name of this distance on one
@@ -26,29 +27,34 @@ from genflow.system.streams import NONE
 
 
 class Gaussian:
-    """The Gaussian of a reference, with the square root of its covariance.
+    """The Gaussian of a reference, with a root R of its covariance.
 
     Args:
         features: (M, D).
     """
 
     def __init__(self, features: np.ndarray) -> None:
-        self.mean = features.mean(0)
-        covariance = np.atleast_2d(np.cov(features, rowvar=False))
-        values, vectors = np.linalg.eigh(covariance)
-        self.root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+        self.mean, covariance = _moments(features)
         self.trace = float(np.trace(covariance))
+        try:
+            self.root = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:  # the reference does not vary in some direction
+            values, vectors = np.linalg.eigh(covariance)
+            self.root = vectors * np.sqrt(values.clip(min=0))
 
     def distance(self, features: np.ndarray) -> float:
         """The squared Fréchet distance to the Gaussian of features (N, D), at least two of them."""
-        n, dims = features.shape
-        mean = features.mean(0)
-        factor = (features - mean) / math.sqrt(n - 1)
-        trace = float(np.square(factor).sum())
-        if n > dims:
-            factor = np.linalg.qr(factor, mode="r")
-        cross = float(np.linalg.svd(factor @ self.root, compute_uv=False).sum())
-        return max(0.0, float(np.square(mean - self.mean).sum()) + trace + self.trace - 2 * cross)
+        mean, covariance = _moments(features)
+        squares = np.linalg.eigvalsh(self.root.T @ covariance @ self.root)
+        cross = float(np.sqrt(squares.clip(min=0)).sum())
+        return max(0.0, float(np.square(mean - self.mean).sum() + np.trace(covariance)) + self.trace - 2 * cross)
+
+
+def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (D,) and the covariance (D, D) of features (N, D), at least two of them."""
+    mean = features.mean(0)
+    centred = features - mean
+    return mean, centred.T @ centred / (len(features) - 1)
 
 
 def frechet(
