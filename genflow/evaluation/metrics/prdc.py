@@ -23,7 +23,7 @@ import numpy as np
 from genflow.evaluation.interval import Interval, from_halves, halves, mean, proportion
 from genflow.evaluation.metrics.base import Column, Features, Metric, Number, Reading, Row, share, with_interval
 
-CHUNK = 1024
+CHUNK = 256
 WIDE = 8  # times k: the nearest neighbours among which the k-th within half of the rows is looked for
 UNIT = (0.0, 1.0)
 NAMES = ("precision", "recall", "density", "coverage")
@@ -31,11 +31,15 @@ NUMBERS = tuple(Number(name, better="larger", neighbourhood=True) for name in NA
 
 
 def distances2(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Squared distances of rows x (N, D) to y (M, D), in chunks of rows: (first row, (rows, M))."""
-    squares = np.square(y).sum(1)
+    """Squared distances of rows x (N, D) to y (M, D), in chunks of rows: (first row, (rows, M)).
+
+    Both squared lengths are two more columns of the product -2 x . y, so that no pass over (N, M) adds them.
+    """
+    left = np.column_stack([x, np.square(x).sum(1), np.ones(len(x))])
+    right = np.column_stack([-2 * y, np.ones(len(y)), np.square(y).sum(1)]).T.copy()
     for start in range(0, len(x), CHUNK):
-        part = x[start : start + CHUNK]
-        yield start, (np.square(part).sum(1)[:, None] + squares - 2 * part @ y.T).clip(min=0)
+        block = left[start : start + CHUNK] @ right
+        yield start, np.maximum(block, 0, out=block)
 
 
 def radii2(x: np.ndarray, k: int) -> np.ndarray:
