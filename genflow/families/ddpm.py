@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.errors import UsageError
-from genflow.families.base import Family, LogLikelihood
+from genflow.families.base import LogLikelihood
 from genflow.families.gaussian import Gaussian, latent_shift
 from genflow.maths import likelihood, timesteps
 from genflow.maths.guidance import Guided, drop_labels
@@ -114,14 +114,6 @@ class Ddpm(Gaussian):
         alpha_bar = torch.from_numpy(path.alpha_bar) if isinstance(path, DiscretePath) else torch.empty(0)
         self.register_buffer("_alphas", alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("_sigmas", (1 - alpha_bar).sqrt().float(), persistent=False)
-
-    def init_from(self, source: Family) -> None:
-        if isinstance(source, Ddpm) and source.predict != self.predict:
-            raise UsageError(
-                f"the run of `init` predicts {source.predict}, and this one {self.predict}",
-                f"--set family.predict={source.predict}",
-            )
-        super().init_from(source)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         return self._errors(batch, rng).mean(), {}

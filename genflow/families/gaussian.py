@@ -61,6 +61,10 @@ class Gaussian(Family):
         self.net = net
         self.path, self.predict = path, predict
 
+    def init_from(self, source: Family) -> None:
+        need_prediction(self, source, self.predict, "--set family.predict={}" if type(source) is type(self) else "")
+        super().init_from(source)
+
     def predict_x0(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
         """Convert the net's output to x_0; a subclass overrides it if it scales inputs or outputs.
 
@@ -300,6 +304,25 @@ def path_values(family: Gaussian, clip: bool) -> dict[str, Any]:
         found |= {name: [f(t) for t in uniform_times(TABLE_STEPS)[::-1]]
                   for name, f in (("alphas", path.alpha), ("sigmas", path.sigma))}  # fmt: skip
     return found | family.path_options()
+
+
+def need_prediction(family: Family, source: Family, predict: Prediction, cure: str = "") -> None:
+    """Check that the net of the run to start from predicts the same quantity.
+
+    Args:
+        family: of the new run.
+        source: the run to start from; one without a Gaussian path passes.
+        predict: what the net of the new run predicts.
+        cure: what to do, with {} for the prediction of the source; empty: start from another run.
+
+    Raises:
+        UsageError: it predicts another one, as which its outputs would be read.
+    """
+    if isinstance(source, Gaussian) and source.predict != predict:
+        raise UsageError(
+            f"{family.title} cannot start from this run of {source.title}: it predicts {source.predict}, not {predict}",
+            cure.format(source.predict) or f"--init a run that predicts {predict}, or train without --init",
+        )
 
 
 def _inside(path: Path, t: Time, low: float, high: float) -> bool | Tensor:

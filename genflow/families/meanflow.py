@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import Call, Exported, Family, Samples
-from genflow.families.gaussian import ode_decode, ode_encode
+from genflow.families.gaussian import need_prediction, ode_decode, ode_encode
 from genflow.maths import timesteps
 from genflow.maths.guidance import drop_labels
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
@@ -86,6 +86,10 @@ class MeanFlow(Family):
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         return {"net": NetSpec(facts.shape, facts.shape, time=True, second_time=True)}
+
+    def init_from(self, source: Family) -> None:
+        need_prediction(self, source, "velocity")
+        super().init_from(source)
 
     def average(self, x: Tensor, t: Tensor, r: Tensor, label: Label) -> Tensor:
         """u(x_t, r, t), (B, C, H, W), in single precision; t and r (B,)."""

@@ -128,8 +128,11 @@ def test_a_start_from_another_prediction_is_refused() -> None:
     """The same weights would be read as another quantity; a run that predicts the same is a start."""
     begun = family("ddpm", FACTS["grey"], "mlp", family={"predict": "v"})
     family("ddpm", FACTS["grey"], "mlp", family={"predict": "v"}).init_from(begun)
-    with pytest.raises(UsageError, match=r"`init` predicts v, and this one velocity"):
+    with pytest.raises(UsageError, match="it predicts v, not velocity"):
         family("ddpm", FACTS["grey"], "mlp", family={"predict": "velocity"}).init_from(begun)
+    for kind in ("flow_matching", "meanflow"):
+        with pytest.raises(UsageError, match="it predicts v, not velocity"):
+            family(kind, FACTS["grey"], "mlp").init_from(begun)
 
 
 def test_edm_rejects_other_predictions() -> None:
