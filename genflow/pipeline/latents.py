@@ -28,7 +28,8 @@ def pipeline(recipe: Recipe, *, whole: bool = False) -> Json:
 
     Args:
         recipe: of the last stage; it names its dataset. The autoencoder has its preset's settings of the same size,
-            and the same cluster settings. If the last stage trains for few minutes, it stops after a third as many.
+            and the same cluster settings. If the last stage trains for few minutes, it stops after a third as many; of
+            the smallest size, it makes no more steps than the last stage.
             `data.flip` becomes an option of encoding, because latents cannot be mirrored like pictures.
         whole: the autoencoder trains to its preset's end in any case.
     """
@@ -45,10 +46,15 @@ def pipeline(recipe: Recipe, *, whole: bool = False) -> Json:
 
 
 def _limits(recipe: Recipe) -> Json:
-    """The autoencoder's share of a short training."""
+    """The autoencoder's budget in a short training: a third of the minutes, and no more steps than the last stage."""
     asked = {key: getattr(recipe.train, key) for key in ("minutes", "cpu_minutes")}
     enough = ENOUGH_MINUTES if recipe.size == SMALLEST else math.inf
-    return {key: float(f"{SHARE * value:.2g}") for key, value in asked.items() if value and SHARE * value < enough}
+    limits: Json = {
+        key: float(f"{SHARE * value:.2g}") for key, value in asked.items() if value and SHARE * value < enough
+    }
+    if recipe.size == SMALLEST and recipe.train.steps < compose("autoencoder", {}).train.steps:
+        limits["steps"] = recipe.train.steps
+    return limits
 
 
 def stages(

@@ -77,13 +77,14 @@ def test_the_preset_on_latents_holds_however_they_are_chosen(store: Store, tmp_p
         (("--minutes", "3"), {"minutes": 1.0}),
         (("--cpu-minutes", "6"), {"cpu_minutes": 2.0}),
         (("--minutes", "30"), {}),
-        (("--steps", "9"), {}),
+        (("--steps", "9"), {"steps": 9}),
+        (("--steps", "5000"), {}),
     ],
 )
 def test_the_autoencoder_of_a_short_training_is_short(
     genflow: Command, store: Store, tmp_path: Path, budget: tuple[str, str], limit: dict[str, float]
 ) -> None:
-    """It has a third of the minutes, unless its preset's steps take less; its run is another one then."""
+    """It has a third of the minutes and as many steps, unless its preset has less; its run is another one then."""
     data = dataset(store, pictures(tmp_path / "colours", 20)).artifact.name
     code, out, _ = genflow("train", "ddpm", "--data", data, "--latents", "auto", *budget, "--dry-run", "--json")
     assert code == 0
