@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.bench.page import Row, Table
+from benchmarks.bench.limits import listing
+from benchmarks.bench.page import Listing, Row, Table
 from benchmarks.bench.pairs import Turn, ratio, take_turns
 from benchmarks.bench.peers import PEERS
 from benchmarks.bench.precision import FORMAT
@@ -25,8 +26,8 @@ operations on lists. All compute in {FORMAT}. **Above 1.00 genflow is faster.**
 """
 
 
-def tables(rounds: int = ROUNDS) -> Iterator[Table]:
-    """A table for each form of the data.
+def tables(rounds: int = ROUNDS) -> Iterator[Table | Listing]:
+    """A table for each form of the data, and how near genflow's steps are to the machine's limit.
 
     Args:
         rounds: turns of each contestant.
@@ -47,6 +48,9 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table]:
             Row(each, peer, ratio(seconds[peer], seconds[each]), 1000 / STEPS) for each in ours for peer in peers
         ]
         yield Table(f"A training step: {name}", TEXT, "ms a step", rows, missing)
+        if shape[0] == 1:
+            recipes = {each: made.recipe for each, made in ours.items()}
+    yield listing(recipes, DATA["Fashion-MNIST"], BATCH)
 
 
 def _turn(contestant: Any) -> Turn:

@@ -88,9 +88,9 @@ def unit_rows(x: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))/2.
 
-    A CPU computes the exact function in bfloat16: it differs by less than 5e-4, and takes a third of the time.
+    A CPU computes the exact function: it differs by less than 5e-4, and takes less than half the time.
     """
-    return F.gelu(x, approximate="none" if x.device.type == "cpu" and x.dtype == torch.bfloat16 else "tanh")
+    return F.gelu(x, approximate="none" if x.device.type == "cpu" else "tanh")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, mask: Tensor | None = None) -> Tensor:

@@ -121,7 +121,9 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleDict({"0": up, "2": nn.Linear(4 * width, width)})  # a list in diffusers, with a dropout
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.net["2"](gelu(self.net["0"]["proj"](h)))  # type: ignore[index]
+        h = self.net["0"]["proj"](h)  # type: ignore[index]
+        # in float32 the tanh form: the numbers are those of diffusers
+        return self.net["2"](gelu(h) if h.dtype == torch.bfloat16 else F.gelu(h, approximate="tanh"))
 
 
 class Block(nn.Module):
