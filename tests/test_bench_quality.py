@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.bench.examples import integral, padding
-from benchmarks.bench.page import PARTS, page, parts_of
+from benchmarks.bench.page import PARTS, of_format, page, parts_of
 from benchmarks.bench.quality_page import ratio, read, section, write
 from genflow.system.documents import Json
 
@@ -43,9 +43,9 @@ def test_the_section_of_the_page(tmp_path: Path) -> None:
     assert "| **2.00** (2.00 to 2.00) |" in text
     assert "Not measured: diffusers tuned, torchcfm tuned," in text
     file = tmp_path / "page.md"
-    file.write_text(page({"data": "Data.", "quality": "Old."}, PARTS), encoding="utf-8")
+    file.write_text(page({"data": "Data.", of_format("quality"): "Old."}, PARTS), encoding="utf-8")
     write(file, text)
-    assert parts_of(file.read_text(encoding="utf-8")) == {"data": "Data.", "quality": text}
+    assert parts_of(file.read_text(encoding="utf-8")) == {"data": "Data.", of_format("quality"): text}
 
 
 def test_padding_and_the_sampler_of_two_steps() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.bench.page import PARTS, page, part, parts_of
+from benchmarks.bench.page import PARTS, of_format, page, part, parts_of
 from genflow.storage.files import write_atomically
 
-COMPARISONS = tuple(name for name in PARTS if name != "quality")  # which takes hours, and has its own command
+COMPARISONS = ("step", "sampling", "data", "overhead", "memory", "evaluation")  # quality takes hours: its own command
 
 
 def main() -> None:
@@ -30,12 +30,12 @@ def main() -> None:
     for name in given.comparisons or COMPARISONS:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         module = importlib.import_module(f"benchmarks.bench.{name}")
-        measured[name] = part(module.tables(given.rounds or module.ROUNDS))
+        measured[of_format(name)] = part(module.tables(given.rounds or module.ROUNDS))
         if given.out:  # after each comparison, because later ones may fail
             before = parts_of(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
             write_atomically(given.out, page(before | measured, PARTS).encode())
         else:
-            print(measured[name])
+            print(measured[of_format(name)])
 
 
 if __name__ == "__main__":

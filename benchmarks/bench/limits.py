@@ -37,7 +37,7 @@ def listing(recipes: dict[str, Recipe], shape: tuple[int, int, int], batch: int)
     rate = products_per_second()
     rows = [(name, *_row(recipe, shape, batch, rate)) for name, recipe in recipes.items()]
     text = TEXT.format(side=SIDE, rate=rate / 1e9, format=FORMAT)
-    return Listing("A training step: how near it is to the limit", text, HEADS, rows)
+    return Listing(f"A training step in {FORMAT}: how near it is to the limit", text, HEADS, rows)
 
 
 def products_per_second() -> float:

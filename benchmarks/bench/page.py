@@ -11,18 +11,22 @@ from importlib import metadata
 from pathlib import Path
 
 from benchmarks.bench.pairs import LEVEL, Ratio
+from benchmarks.bench.precision import HAS_BFLOAT16
 
 PACKAGES = (
     "torch", "diffusers", "torchcfm", "denoising-diffusion-pytorch", "ema-pytorch", "datasets", "torchmetrics",
     "torch-fidelity", "typer",
 )  # fmt: skip
-PARTS = ("step", "sampling", "data", "overhead", "memory", "evaluation", "quality")  # of the page, in order
+PARTS = (
+    "step", "step-fp32", "sampling", "data", "overhead", "memory", "evaluation", "quality", "quality-fp32"
+)  # fmt: skip  of the page, in order
 HEAD = f"""<!-- Written by `make bench`. -->
 # Against other libraries
 
 Contestants take turns, and their CPU seconds of the same round are compared. A ratio is the median over the rounds,
 with its {LEVEL:.0%} interval. `make bench` repeats everything on this page but the time to quality, which
-`make bench-quality` measures; `make bench PARTS="data memory"` repeats two parts.
+`make bench-quality` measures; `make bench PARTS="data memory"` repeats two parts. Trainings compute in bfloat16 where
+the CPU multiplies it, and in fp32 elsewhere; both have a part of the page.
 """
 PART = "<!-- {name} -->\n{text}\n<!-- end of {name} -->\n"
 
@@ -91,9 +95,15 @@ def page(parts: Mapping[str, str], names: Sequence[str]) -> str:
     return "\n".join([HEAD, *found])
 
 
+def of_format(name: str) -> str:
+    """The name of a comparison's part, which depends on the number format of this CPU if there are two."""
+    own = f"{name}-fp32"
+    return name if HAS_BFLOAT16 or own not in PARTS else own
+
+
 def parts_of(text: str) -> dict[str, str]:
     """The parts of a page by name."""
-    return dict(re.findall(r"<!-- ([a-z]+) -->\n(.*?)\n<!-- end of \1 -->\n", text, re.DOTALL))
+    return dict(re.findall(r"<!-- ([a-z0-9-]+) -->\n(.*?)\n<!-- end of \1 -->\n", text, re.DOTALL))
 
 
 def part(tables: Iterable[Table | Listing]) -> str:

@@ -6,7 +6,7 @@ from genflow.training.precision import multiplies_bfloat16
 
 HAS_BFLOAT16 = multiplies_bfloat16(torch.device("cpu"))
 PRECISION = "bf16" if HAS_BFLOAT16 else "fp32"  # of a recipe
-FORMAT = "bfloat16" if HAS_BFLOAT16 else "fp32, as this CPU does not multiply bfloat16"  # in text
+FORMAT = "bfloat16" if HAS_BFLOAT16 else "fp32"  # in text
 
 
 def autocast() -> torch.autocast:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.bench.page import PARTS, machine, page, parts_of
+from benchmarks.bench.page import PARTS, machine, of_format, page, parts_of
 from benchmarks.bench.peers import PEERS
 from genflow.evaluation.interval import mean
 from genflow.storage.files import write_atomically
@@ -19,7 +19,7 @@ COLUMNS = (
     "training", "given", "seeds", "weights, M", "batch", "ms a step", "steps", "CPU s", "evaluations", "fd", "× floor",
     "ratio",
 )  # fmt: skip
-HEAD = """## Time to quality
+HEAD = """## Time to quality in {format}
 
 CPU time of training until the samples have a stated Fréchet distance. `make bench-quality` repeats it.
 
@@ -150,4 +150,4 @@ def _ratios(found: Sequence[tuple[float, bool]]) -> str:
 def write(file: Path, text: str) -> None:
     """Replace the section of the page, or add it."""
     before = parts_of(file.read_text(encoding="utf-8")) if file.exists() else {}
-    write_atomically(file, page(before | {"quality": text}, PARTS).encode())
+    write_atomically(file, page(before | {of_format("quality"): text}, PARTS).encode())

@@ -22,7 +22,7 @@ OURS: dict[str, dict[str, dict[str, Any]]] = {
 TEXT = f"""One step on {BATCH} pictures with classes on one thread: draws, loss, backward, clipping, optimizer and
 average. The peers train diffusers' `UNet2DModel`, and so does genflow where no other net is named. All start from
 batches in memory. Each peer is the loop of its library's own example, with classes, a fused optimizer and averages by
-operations on lists. All compute in {FORMAT}. **Above 1.00 genflow is faster.**
+operations on lists. **Above 1.00 genflow is faster.**
 """
 
 
@@ -47,7 +47,7 @@ def tables(rounds: int = ROUNDS) -> Iterator[Table | Listing]:
         rows = [
             Row(each, peer, ratio(seconds[peer], seconds[each]), 1000 / STEPS) for each in ours for peer in peers
         ]
-        yield Table(f"A training step: {name}", TEXT, "ms a step", rows, missing)
+        yield Table(f"A training step in {FORMAT}: {name}", TEXT, "ms a step", rows, missing)
         if shape[0] == 1:
             recipes = {each: made.recipe for each, made in ours.items()}
     yield listing(recipes, DATA["Fashion-MNIST"], BATCH)
