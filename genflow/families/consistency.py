@@ -193,7 +193,7 @@ class Consistency(Family):
         rng: Rng,
         *,
         steps: Annotated[int, Field(ge=1, le=4)] = 2,
-        middle: Annotated[float, Field(gt=0, lt=1)] = 0.7,
+        middle: Annotated[float, Field(gt=0, lt=1)] = 0.6,
     ) -> Samples:
         """Multistep consistency sampling (Song et al., 2023, algorithm 1).
 
