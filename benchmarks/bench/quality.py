@@ -4,7 +4,8 @@
         [--seeds 0,1,2] [--seconds 60] [--folder build/quality] [--out docs/benchmarks.md]
 
 genflow trains its default flow matching for `--seconds` of CPU time, and the distance that it reaches is the threshold.
-A peer trains for as many times that as `BUDGETS` says. The CPU time of a step depends on what else the machine does, so
+If it learns latents, its CPU time is that of the autoencoder and of encoding, too. A peer trains for as many times that
+as `BUDGETS` says. The CPU time of a step depends on what else the machine does, so
 it is measured in turns with a step of genflow (`pairs.py`), and budgets are numbers of steps. A peer's weights are
 copied at points in geometric progression, and samples are drawn after the end. If the last ones do not reach the
 threshold, earlier ones are not measured. Only the training counts. Each finished training is a file in the folder, so
@@ -41,6 +42,9 @@ from genflow.evaluation import samples
 from genflow.evaluation.features.extractor import FeatureReference, load_features
 from genflow.evaluation.metric_suite import MetricSuite
 from genflow.recipe.schema import Evaluate, parse
+from genflow.runs import cpu_seconds
+from genflow.sampling.engine import Engine
+from genflow.storage.artifact import Artifact
 from genflow.storage.files import write_atomically
 from genflow.storage.store import Store
 from genflow.system import environment
@@ -79,10 +83,12 @@ def train_ours(store: Store, judge: Judge, name: str, seconds: float, seed: int)
         "flow_matching", data=name, cpu_minutes=seconds / 60, seed=seed, name=f"quality-{name}-s{seed}", store=store
     )
     drawn = run.engine.draw(samples.seeds(seed, SAMPLES), judge.labels.tolist())
+    *before, own = cpu_seconds(store, run.artifact)
     found = {
-        "steps": run.meta["steps"], "seconds": run.meta["cpu_seconds"], "batch": run.recipe.train.batch,
-        "parameters": run.meta["parameters"], "evaluations": drawn.nfe,
-    }  # fmt: skip
+        "steps": run.meta["steps"], "seconds": own, "batch": run.recipe.train.batch, "evaluations": drawn.nfe,
+        "parameters": run.meta["parameters"], "run": run.artifact.id,
+        "work": run.meta["steps"] * (1 + sum(before) / own),
+    }  # fmt: skip  work: all CPU time in steps of the last training
     return {**found, "fd": judge.measure(drawn.images)}, drawn.images
 
 
@@ -108,16 +114,19 @@ def example_of(name: str, given: str, data: Dataset, batch: int, seed: int) -> E
     return Tuned(PEERS[name], net._options, shape, batch, classes, seed)
 
 
-def cost(example: Example, data: Dataset, batch: int, rounds: int) -> Ratio:
-    """How many times as much CPU time a peer's step takes as one of genflow's default; changes the peer's weights.
+def cost(example: Example, data: Dataset, ours: Artifact, rounds: int) -> Ratio:
+    """How many times as much CPU time a peer's step takes as one of genflow's; changes the peer's weights.
 
     Args:
         example: the peer's training.
-        data: that both train on.
-        batch: rows of genflow's step.
+        data: that the peer trains on.
+        ours: genflow's run, on this data or its latents.
         rounds: turns of each.
     """
-    genflow_training = Genflow(data.facts.shape, batch, net={"kind": "unet"})
+    engine = Engine.load(ours)
+    recipe, facts = engine.recipe, engine.family.facts
+    train = {key: getattr(recipe.train, key) for key in ("lr", "optimizer")}
+    genflow_training = Genflow(facts.shape, recipe.train.batch, facts, net=recipe.net, train=train)
     rows = Stream(data.splits["train"], example.batch, 0)(0)
     labels = torch.as_tensor(rows.label)
     turns = {"peer": lambda: example.step(rows.x, labels, 0.0), "ours": lambda: genflow_training.steps(1)}
@@ -158,11 +167,12 @@ def draw(example: Example, weights: dict[str, torch.Tensor], judge: Judge, seed:
     return np.concatenate(parts)
 
 
-def train_peer(peer: str, given: str, judge: Judge, ours: Json, seed: int) -> tuple[Json, np.ndarray]:
+def train_peer(store: Store, peer: str, given: str, judge: Judge, ours: Json, seed: int) -> tuple[Json, np.ndarray]:
     """Train a peer and measure it; its result with all measured points, and its last samples."""
     data = judge.data
-    price = cost(example_of(peer, given, data, ours["batch"], seed), data, ours["batch"], ROUNDS[given])
-    steps = [max(1, round(multiple * ours["steps"] / price.value)) for multiple in BUDGETS[given]]
+    run = store.find("runs", ours["run"])
+    price = cost(example_of(peer, given, data, ours["batch"], seed), data, run, ROUNDS[given])
+    steps = [max(1, round(multiple * ours["work"] / price.value)) for multiple in BUDGETS[given]]
     print(f"  {1000 * price.seconds:.0f} ms a step, genflow {1000 * price.base:.0f}", file=sys.stderr, flush=True)
     example = example_of(peer, given, data, ours["batch"], seed)
     parameters = sum(parameter.numel() for parameter in example.net.parameters())
@@ -205,7 +215,7 @@ def contest(folder: Path, data: str, peers: list[str], given: list[str], seed: i
     for how in given:
         for peer in peers:
             try:
-                once(peer, how, lambda peer=peer, how=how: train_peer(peer, how, judge(), ours, seed))
+                once(peer, how, lambda peer=peer, how=how: train_peer(store, peer, how, judge(), ours, seed))
             except ImportError as error:
                 print(f"left out: {peer} ({error.name or error} is not installed)", file=sys.stderr)
 

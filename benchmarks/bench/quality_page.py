@@ -24,7 +24,7 @@ HEAD = """## Time to quality in {format}
 CPU time of training until the samples have a stated Fréchet distance. `make bench-quality` repeats it.
 
 `genflow train flow_matching` with a budget of {budget:.0f} CPU seconds by its own clock and nothing else set reaches
-the distance that is the threshold. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
+the distance that is the threshold. On latents, the CPU seconds of the autoencoder and of encoding are added. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
 **`> 2.5`: the peer has trained for 2.5 times as long and has not reached it.** Between two measurements the time is
 interpolated in logarithms. CPU time is the number of steps times the median time of a step, for which the peer and
 genflow take turns in one process: other processes on the machine change the seconds of both, and not their ratio.
@@ -50,7 +50,7 @@ def read(folder: Path) -> list[Json]:
 
 def multiple(peer: Json, steps: int, ours: Json) -> float:
     """The CPU time of a number of a peer's steps, in multiples of that of genflow's training."""
-    return float(steps * peer["cost"]["value"] / ours["steps"])
+    return float(steps * peer["cost"]["value"] / ours["work"])
 
 
 def ratio(peer: Json, ours: Json) -> tuple[float, bool]:
@@ -104,10 +104,11 @@ def _table(results: Sequence[Json], ours: dict[int, Json]) -> str:
         fd = [each["fd"]["value"] for each in own]
         costs = base if name == OURS else [each["cost"]["seconds"] for each in own]
         seconds = statistics.median(costs) if costs else math.nan
+        work = _mean(own, "work" if name == OURS else "steps")
         cells = [
             name, "recipe's defaults" if name == OURS else GIVEN[given], str(len(own)),
             f"{own[0]['parameters'] / 1e6:.1f}", str(own[0]["batch"]),
-            f"{1000 * seconds:.0f}", f"{_mean(own, 'steps'):,.0f}", f"{seconds * _mean(own, 'steps'):.0f}",
+            f"{1000 * seconds:.0f}", f"{_mean(own, 'steps'):,.0f}", f"{seconds * work:.0f}",
             str(own[0]["evaluations"]), _distance(own),
             f"{statistics.mean(fd) / statistics.mean(each['fd']['floor'] for each in own):.1f}", rate,
         ]  # fmt: skip

@@ -31,11 +31,14 @@ class Genflow:
     Args:
         shape: of a picture.
         batch: rows of a step.
+        facts: of the data, if they are not pictures; with the shape.
         sections: of the recipe.
     """
 
-    def __init__(self, shape: tuple[int, int, int], batch: int, **sections: dict[str, Any]) -> None:
-        facts = DataSpec(shape, 256, tuple(map(str, range(CLASSES))), {"train": 60_000, "val": 0})
+    def __init__(
+        self, shape: tuple[int, int, int], batch: int, facts: DataSpec | None = None, **sections: dict[str, Any]
+    ) -> None:
+        facts = facts or DataSpec(shape, 256, tuple(map(str, range(CLASSES))), {"train": 60_000, "val": 0})
         train = {"steps": ENDLESS, "batch": batch, "precision": PRECISION, **sections.pop("train", {})}
         self.recipe = build.resolve(parse({"family": {"kind": "flow_matching"}, "train": train, **sections}), facts)
         torch.manual_seed(0)
