@@ -24,10 +24,11 @@ HEAD = """## Time to quality in {format}
 CPU time of training until the samples have a stated Fréchet distance. `make bench-quality` repeats it.
 
 `genflow train flow_matching` with a budget of {budget:.0f} CPU seconds by its own clock and nothing else set reaches
-the distance that is the threshold. On latents, the CPU seconds of the autoencoder and of encoding are added. The ratio is the CPU time at which a peer reaches it, in multiples of genflow's.
-**`> 2.5`: the peer has trained for 2.5 times as long and has not reached it.** Between two measurements the time is
-interpolated in logarithms. CPU time is the number of steps times the median time of a step, for which the peer and
-genflow take turns in one process: other processes on the machine change the seconds of both, and not their ratio.
+the distance that is the threshold. On latents, the CPU seconds of the autoencoder and of encoding are added. The ratio
+is the CPU time at which a peer reaches it, in multiples of genflow's. **`> 2.5`: the peer has trained for 2.5 times as
+long and has not reached it.** Between two measurements the time is interpolated in logarithms. CPU time is the number
+of steps times the median time of a step, for which the peer and genflow take turns in one process: other processes on
+the machine change the seconds of both, and not their ratio.
 
 - **as published**: the example's own net, number format, batch size, optimizer, learning rate and average, and pictures
   of the data's size, padded to 32 pixels where its net cannot halve 28. [diffusers](https://github.com/huggingface/diffusers/tree/main/examples/unconditional_image_generation):
