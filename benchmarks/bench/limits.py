@@ -19,7 +19,7 @@ from genflow.specs import DataSpec
 from genflow.training.optim import optimizers_of
 
 SIDE, TIMES = 2048, 5  # of the matrices whose product gives the rate; repetitions
-CONVOLUTIONS, PRODUCTS = ("convolution",), ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::linear")
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm", "aten::linear")
 HEADS = ("net", "ms", "convolutions", "products", "other operations", "optimizer", "GFLOP", "limit, ms", "share")
 TEXT = """Loss, backward and optimizer of genflow's steps on Fashion-MNIST, by operation. The limit is the time of the
 same multiplications at the rate of a product of two matrices of {side:,} x {side:,}: {rate:.0f} GFLOP/s in {format}.
@@ -78,7 +78,7 @@ def _row(recipe: Recipe, shape: tuple[int, int, int], batch: int, rate: float) -
     with profile(activities=[ProfilerActivity.CPU]) as found:
         differentiate()
     spent = {event.key: event.self_cpu_time_total for event in found.key_averages()}
-    convolutions = sum(value for key, value in spent.items() if any(part in key for part in CONVOLUTIONS))
+    convolutions = sum(value for key, value in spent.items() if "convolution" in key)
     products = sum(spent.get(key, 0.0) for key in PRODUCTS)
     parts = [each / sum(spent.values()) * whole for each in (convolutions, products)]
     step, flops = whole + own, counter.get_total_flops()

@@ -78,7 +78,10 @@ class Judge:
 
 
 def train_ours(store: Store, judge: Judge, name: str, seconds: float, seed: int) -> tuple[Json, np.ndarray]:
-    """Train genflow's default flow matching by its command's job; its result and its samples."""
+    """Train genflow's default flow matching by its command's job; its result and its samples.
+
+    The result's `work` is all CPU time, that of autoencoder and latents too, in steps of the last training.
+    """
     run = genflow.train(
         "flow_matching", data=name, cpu_minutes=seconds / 60, seed=seed, name=f"quality-{name}-s{seed}", store=store
     )
@@ -88,7 +91,7 @@ def train_ours(store: Store, judge: Judge, name: str, seconds: float, seed: int)
         "steps": run.meta["steps"], "seconds": own, "batch": run.recipe.train.batch, "evaluations": drawn.nfe,
         "parameters": run.meta["parameters"], "run": run.artifact.id,
         "work": run.meta["steps"] * (1 + sum(before) / own),
-    }  # fmt: skip  work: all CPU time in steps of the last training
+    }  # fmt: skip
     return {**found, "fd": judge.measure(drawn.images)}, drawn.images
 
 

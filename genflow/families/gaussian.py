@@ -62,7 +62,7 @@ class Gaussian(Family):
         self.path, self.predict = path, predict
 
     def init_from(self, source: Family) -> None:
-        need_prediction(self, source, self.predict, "--set family.predict={}" if type(source) is type(self) else "")
+        need_prediction(self, source, self.predict)
         super().init_from(source)
 
     def predict_x0(self, net: Callable[..., Tensor], x: Tensor, net_time: Time, alpha: Time, sigma: Time) -> Tensor:
@@ -306,22 +306,22 @@ def path_values(family: Gaussian, clip: bool) -> dict[str, Any]:
     return found | family.path_options()
 
 
-def need_prediction(family: Family, source: Family, predict: Prediction, cure: str = "") -> None:
+def need_prediction(family: Family, source: Family, predict: Prediction) -> None:
     """Check that the net of the run to start from predicts the same quantity.
 
     Args:
         family: of the new run.
         source: the run to start from; one without a Gaussian path passes.
         predict: what the net of the new run predicts.
-        cure: what to do, with {} for the prediction of the source; empty: start from another run.
 
     Raises:
-        UsageError: it predicts another one, as which its outputs would be read.
+        UsageError: it predicts another one, so its outputs would be misread.
     """
     if isinstance(source, Gaussian) and source.predict != predict:
+        other = f"--init a run that predicts {predict}, or train without --init"
         raise UsageError(
             f"{family.title} cannot start from this run of {source.title}: it predicts {source.predict}, not {predict}",
-            cure.format(source.predict) or f"--init a run that predicts {predict}, or train without --init",
+            f"--set family.predict={source.predict}" if type(source) is type(family) else other,
         )
 
 

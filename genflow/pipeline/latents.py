@@ -29,8 +29,8 @@ def pipeline(recipe: Recipe, *, whole: bool = False) -> Json:
     Args:
         recipe: of the last stage; it names its dataset. The autoencoder has its preset's settings of the same size,
             and the same cluster settings. If the last stage trains for few minutes, it stops after a third as many; of
-            the smallest size, it makes no more steps than the last stage.
-            `data.flip` becomes an option of encoding, because latents cannot be mirrored like pictures.
+            the smallest size, it makes no more steps than the last stage. `data.flip` becomes an option of encoding,
+            because latents cannot be mirrored like pictures.
         whole: the autoencoder trains to its preset's end in any case.
     """
     own = recipe.model_dump(mode="json", include=set(OWN_SECTIONS))

@@ -2,10 +2,10 @@
 
     d^2 = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1^1/2 S_2 S_1^1/2)^1/2
 
-The last trace is the sum of the square roots of the eigenvalues of R^T S_2 R, for any R with R R^T = S_1. For R the
-Cholesky factor of the reference is enough, so a distance takes one product of the samples and the eigenvalues of a
-symmetric matrix. A direction in which the samples do not vary has the eigenvalue 0, up to rounding: the same code
-handles fewer samples than dimensions.
+The last trace is the sum of the square roots of the eigenvalues of R^T S_2 R, for any R with R R^T = S_1. S_1 is the
+covariance of the reference, and R its Cholesky factor. So a distance takes one product of the samples and the
+eigenvalues of a symmetric matrix. A direction in which the samples do not vary has the eigenvalue 0, up to rounding:
+the same code handles fewer samples than dimensions.
 
 With N samples the distance is biased upwards by about the number of dimensions divided by N. Compare it only at the
 same N, and with its floor, the distance of N real rows. It is called `fd`; FID is the name of this distance on one
@@ -30,7 +30,7 @@ class Gaussian:
     """The Gaussian of a reference, with a root R of its covariance.
 
     Args:
-        features: (M, D).
+        features: (M, D) float64: square roots of eigenvalues near 0 lose half of the digits.
     """
 
     def __init__(self, features: np.ndarray) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from genflow.evaluation.interval import Interval, from_halves, halves, mean, proportion
 from genflow.evaluation.metrics.base import Column, Features, Metric, Number, Reading, Row, share, with_interval
 
-CHUNK = 256
+CHUNK = 256  # rows whose distances to some thousand others fit into a core's share of the cache
 WIDE = 8  # times k: the nearest neighbours among which the k-th within half of the rows is looked for
 UNIT = (0.0, 1.0)
 NAMES = ("precision", "recall", "density", "coverage")
