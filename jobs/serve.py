@@ -22,6 +22,7 @@ from jobs.runtime.serve import haproxy
 from jobs.runtime.serve.retry_middleware import MAX_PER_REPLICA
 
 READY_S = 120.0
+DRAIN_S = 75.0  # Serve ends a replica that has not answered after 60 s
 SERVE_VARIABLES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "jobs.runtime.serve.retry_middleware:middlewares",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # otherwise Ray waits a minute for a hung replica
@@ -175,9 +176,12 @@ def shut_down(inputs: Json) -> None:
     from ray import serve
 
     endpoints.remove(Store(), inputs["name"])
-    if set(serve.status().applications) - {inputs["name"]}:
-        serve.delete(inputs["name"])
-    else:
+    # `serve.shutdown` kills HAProxy at once, with the requests that it carries, so the replicas end first.
+    serve.delete(inputs["name"], _blocking=False)  # blocking, it waits for no longer than a request may take
+    end = time.monotonic() + DRAIN_S
+    while inputs["name"] in (running := serve.status().applications) and time.monotonic() < end:
+        time.sleep(0.1)
+    if not set(running) - {inputs["name"]}:
         serve.shutdown()
 
 

@@ -48,15 +48,24 @@ def test_leftovers_are_removed_first(monkeypatch: pytest.MonkeyPatch, called: li
     assert called == ["shutdown", "start"]
 
 
-@pytest.mark.parametrize(("names", "last"), [(("mine",), "shutdown"), (("mine", "other"), "delete")])
+@pytest.mark.parametrize(("others", "last"), [((), ["shutdown"]), (("other",), [])])
 def test_serve_ends_with_the_last_application(
-    monkeypatch: pytest.MonkeyPatch, called: list[str], names: tuple[str, ...], last: str
+    monkeypatch: pytest.MonkeyPatch, called: list[str], others: tuple[str, ...], last: list[str]
 ) -> None:
-    """The last application shuts Serve down, which frees the port; others are only deleted."""
+    """The last application shuts Serve down, which frees the port; others are only deleted.
+
+    Serve is shut down once the replicas have ended, because it kills the proxy and the requests that it carries.
+    """
     monkeypatch.setenv("GENFLOW_STORE", "/tmp")
-    running(monkeypatch, *names)
+    left = iter([("mine", *others), ("mine", *others), others])
+
+    def status() -> SimpleNamespace:
+        called.append("status")
+        return SimpleNamespace(applications=dict.fromkeys(next(left)))
+
+    monkeypatch.setattr(serve, "status", status)
     job.shut_down(INPUTS)
-    assert called == ["remove mine", last]
+    assert called == ["remove mine", "delete", "status", "status", "status", *last]
 
 
 @pytest.mark.parametrize(

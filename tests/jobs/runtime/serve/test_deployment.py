@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from support import ROOT
 from benchmarks.abuse import replicas, workers
 from genflow.data import preview
 from genflow.sampling.engine import Engine, labels_for
+from genflow.serving import endpoints
 from genflow.serving.model_list import ServedModel
 from genflow.storage.mirror import CHECKSUM, checksum
 from genflow.storage.store import Store
@@ -312,19 +314,19 @@ def _read(url: str) -> str:
 
 
 def test_the_endpoint_is_listed_and_ended(endpoint: Endpoint, model_store: ModelStore) -> None:
-    """`endpoints down` answers the current request, then closes the port and ends all processes."""
+    """`endpoints down` answers the current requests, then closes the port and ends all processes."""
     store, _ = model_store
     listed = json.loads(genflow(store, "endpoints", "ls", "--json").stdout)["endpoints"]
     assert [(row["name"], row["models"], row["status"]) for row in listed] == [("tested", ["flow", "ring"], "well")]
-    answers: list[int] = []
-    asked = {"n": 64, "steps": 100}
-    under_way = threading.Thread(target=lambda: answers.append(endpoint.ask("/v1/models/flow/samples", asked)[0]))
-    under_way.start()
-    time.sleep(0.3)
-    done = genflow(store, "endpoints", "down", "tested")
-    under_way.join()
-    assert done.returncode == 0, done.stderr
-    assert answers == [200]
+    asked = {"n": 1024, "steps": 19, "sampler": "midpoint", "guidance": 2.0}  # about a second of computation each
+    with ThreadPoolExecutor(16) as clients:
+        under_way = [clients.submit(endpoint.ask, "/v1/models/flow/samples", asked) for _ in range(16)]
+        wait(under_way, return_when=FIRST_COMPLETED)
+        with subprocess.Popen(command(store, "endpoints", "down", "tested"), env=environment(store)) as down:
+            until(lambda: endpoints.get(store, "tested") is None)  # the endpoint has received the signal
+            assert not all(request.done() for request in under_way)
+            assert down.wait(timeout=120) == 0
+        assert [request.result()[0] for request in under_way] == [200] * 16
     assert endpoint.process.wait(timeout=180) == 0
     assert endpoint.replicas() == endpoint.workers() == []
     with pytest.raises(urllib.error.URLError):
