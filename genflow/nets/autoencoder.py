@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UsageError
 from genflow.maths.cosine_transform import cosine_transform
+from genflow.nets.convolutions import convolve
 from genflow.nets.layers import zero_init
 from genflow.specs import NetSpec
 from genflow.text import Label
@@ -89,7 +90,7 @@ class Encoder(nn.Module):
         self, x: Tensor, t: Tensor | None = None, label: Label | None = None, r: Tensor | None = None
     ) -> Tensor:
         y = self.leave(F.silu(self.norm(self.layers(F.pixel_unshuffle(x, FOLD)))))
-        code = F.conv2d(x, self.code, stride=self.code.shape[-1])
+        code = convolve(x, self.code, stride=self.code.shape[-2:])
         return y + F.pad(code, (0, 0, 0, 0, 0, y.shape[1] - code.shape[1]))
 
 

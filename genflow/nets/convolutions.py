@@ -47,8 +47,28 @@ class Enlarge(nn.Conv2d):
         size = doubled if size is None else tuple(size)
         if x.device.type != "cpu" or size != doubled:
             return super().forward(F.interpolate(x, size=size, mode="nearest"))
+        return F.conv_transpose2d(x, self.enlarging(), self.bias, stride=2, padding=1)
+
+    def enlarging(self) -> Tensor:
+        """The kernel (C, out, 4, 4) of the transposed convolution."""
         kernel = self.weight
         for dim in (2, 3):
             a, b, c = kernel.unbind(dim)
             kernel = torch.stack([c, b + c, a + b, a], dim)
-        return F.conv_transpose2d(x, kernel.transpose(0, 1), self.bias, stride=2, padding=1)
+        return kernel.transpose(0, 1)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0), dilation: Sequence[int] = (1, 1), groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """`F.conv2d` that computes one picture by the kernel that computes several, if no gradient is needed.
+
+    On a CPU torch multiplies matrices for one picture of up to 20,480 numbers (`use_mkldnn` in ATen's Convolution.cpp),
+    which rounds differently. Kernels of one pixel differ all the same: see `Pointwise`.
+    """
+    is_float = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    is_ours = is_float and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling()
+    if x.shape[0] > 1 or not is_ours or torch.is_grad_enabled():
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)

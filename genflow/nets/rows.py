@@ -1,16 +1,19 @@
 """Layers, batches and threads for which the bits of a row do not depend on the other rows: alone and in company.
 
-On a CPU, fp32: a linear layer rounds 1 to 15 vectors differently from more, and a convolution one picture differently
-from more. Threads share the rows of a product, and round some numbers of rows differently from one thread. All that
-was measured is in docs/decisions/0010-how-samples-are-served.md.
+On a CPU, fp32: a linear layer rounds 1 to 15 vectors differently from more, and torch convolves one small picture by
+another algorithm. Threads share the rows of a product, and round some numbers of rows differently from one thread. All
+that was measured is in docs/decisions/0010-how-samples-are-served.md.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from genflow.nets.convolutions import Enlarge, Pointwise, convolve
 
 VECTORS = 16  # that a linear layer is evaluated on at least
 ON_GPUS = 16  # batches are multiples of so many rows
@@ -26,22 +29,52 @@ class RowLinear(nn.Linear):
         if (rows := x.shape[:-1].numel()) >= VECTORS or not rows:
             return super().forward(x)
         vectors = x.reshape(rows, -1)
-        vectors = torch.cat([vectors, vectors[-1:].expand(VECTORS - rows, -1)])
+        if rows == 1:
+            vectors = vectors.expand(VECTORS, -1)  # the product reads one vector, and nothing is copied
+        else:
+            vectors = torch.cat([vectors, vectors[-1:].expand(VECTORS - rows, -1)])
         return super().forward(vectors)[:rows].reshape(*x.shape[:-1], -1)
 
 
+class RowConv(nn.Conv2d):
+    """A convolution of more than one pixel that rounds one picture as it rounds several; see `convolve`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rules: tuple[Any, ...] = self.stride, self.padding, self.dilation, self.groups
+        return convolve(x, self.weight, self.bias, *rules)
+
+
+class RowEnlarge(Enlarge, RowConv):
+    """An `Enlarge` as a `RowConv`, with a kernel that is computed once."""
+
+    kernel: Tensor
+
+    def enlarging(self) -> Tensor:
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return super().enlarging() if self.weight.requires_grad or is_traced else self.kernel
+
+
 def make_equal(module: nn.Module) -> None:
-    """Let the linear layers of a module give a row the same bits in any number of rows."""
+    """Let the layers of a module give a row the same bits in any number of rows; see `least`.
+
+    Its weights may no longer change or move to another device.
+    """
     for layer in module.modules():
         if type(layer) is nn.Linear:
             layer.__class__ = RowLinear
+        elif type(layer) is nn.Conv2d and layer.kernel_size != (1, 1):
+            layer.__class__ = RowConv
+        elif type(layer) is Enlarge:
+            layer.kernel = layer.enlarging().detach()
+            layer.__class__ = RowEnlarge
 
 
 def least(module: nn.Module, device: str) -> int:
     """On one thread batches of a multiple of so many rows have the same bits for a row, after `make_equal`."""
     if torch.device(device).type != "cpu":
         return ON_GPUS
-    return 2 if any(isinstance(layer, _ConvNd) for layer in module.modules()) else 1
+    others = (layer for layer in module.modules() if not isinstance(layer, (RowConv, Pointwise)))
+    return 2 if any(isinstance(layer, _ConvNd) for layer in others) else 1
 
 
 def fit(rows: int, unit: int, allowed: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ diffusers is an optional dependency: `pip install 'genflow-ray[diffusers]'`.
 from functools import cache
 from typing import Annotated, Any
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -39,7 +40,6 @@ class UNet2D(nn.Module):
 
     def unconditional(self) -> nn.Module:
         """A `UNet2DModel` that gives the same outputs as this net for "no label", in eval mode."""
-        import torch
         from diffusers import UNet2DModel
 
         plain: Any = UNet2DModel(**{**self._options, "class_embed_type": None})
@@ -119,6 +119,7 @@ def _quick_layers() -> dict[type[nn.Module], type[nn.Module]]:
 
     A training step on a CPU takes three quarters of the time.
     """
+    from diffusers import UNet2DModel
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
 
@@ -139,7 +140,16 @@ def _quick_layers() -> dict[type[nn.Module], type[nn.Module]]:
             enlarged: Tensor = layer(hidden_states, output_size)
             return enlarged
 
-    return {ResnetBlock2D: Block, Upsample2D: Upsample}
+    class Model(UNet2DModel):
+        """A net that does not search all modules for its number format at each evaluation."""
+
+        @property
+        def dtype(self) -> torch.dtype:
+            net: Any = self
+            found: torch.dtype = net.conv_in.weight.dtype
+            return found
+
+    return {ResnetBlock2D: Block, Upsample2D: Upsample, UNet2DModel: Model}
 
 
 class _Attention:

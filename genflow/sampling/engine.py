@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +99,8 @@ class Engine:
     ) -> None:
         if frozen:
             tf32.forbid()
-        self.family = family.to(device).eval().requires_grad_(False) if frozen else family
-        if frozen:
-            make_equal(self.family)
-        self.autoencoder = autoencoder.to(device).eval().requires_grad_(False) if autoencoder else None
-        if self.autoencoder:
-            make_equal(self.autoencoder)
+        self.family = _frozen(family, device) if frozen else family
+        self.autoencoder = _frozen(autoencoder, device) if autoencoder else None
         self._frozen = frozen
         self.prompts = prompts
         self.recipe, self.step, self.device = recipe, step, device
@@ -242,7 +239,7 @@ class Engine:
             images.append(from_x(self._decoded(x)[: len(rows)], self.facts))
         return self._to_batch(images, checked_labels, 0, start)
 
-    @property
+    @cached_property
     def unit(self) -> int:
         """On one thread batches are filled up to a multiple of so many rows."""
         nets = [self.family, self.autoencoder] if self.autoencoder else [self.family]
@@ -373,6 +370,12 @@ class Engine:
                 watch(self._decoded(x), self._decoded(guess))
 
         return watcher if watch or on_step else None
+
+
+def _frozen(family: Family, device: str) -> Family:
+    family = family.to(device).eval().requires_grad_(False)
+    make_equal(family)
+    return family
 
 
 def latents_of(autoencoder: Family, x: Tensor) -> Tensor:

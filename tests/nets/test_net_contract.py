@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from genflow import build, nets
 from genflow.errors import UsageError
+from genflow.nets.rows import least, make_equal
 from genflow.recipe.schema import parse
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
@@ -135,6 +136,20 @@ def test_rows_do_not_see_each_other(kind: str, ends: str) -> None:
     whole = net(x, t if ports.time else None, label)
     alone = net(x[1:2], t[1:2] if ports.time else None, label[1:2])
     torch.testing.assert_close(whole[1:2], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 28, 36])
+@pytest.mark.parametrize(("kind", "ends"), CASES)
+def test_a_frozen_row_has_the_same_bits_in_every_batch(kind: str, ends: str, size: int) -> None:
+    """On one thread, in as few rows as the engine draws."""
+    ports = picture(size)[ends]
+    net, (x, t, label) = made(kind, ports).eval().requires_grad_(False), inputs(ports, 17)
+    make_equal(net)
+    with torch.no_grad():
+        whole, *parts = (
+            net(x[:rows], t[:rows] if ports.time else None, label[:rows]) for rows in (17, least(net, "cpu"), 3)
+        )
+    assert all(torch.equal(part, whole[: len(part)]) for part in parts)
 
 
 @pytest.mark.parametrize(("kind", "ends"), CASES)
