@@ -50,7 +50,11 @@ from genflow.storage.store import Store
 from genflow.system import environment
 from genflow.system.documents import Json
 
-DATA: dict[str, dict[str, Any]] = {"fashion": {}, "emoji-animals-food": {"size": 32}}  # sources, with settings
+DATA: dict[str, dict[str, Any]] = {  # data sets, with source and settings
+    "fashion": {"source": "fashion"},
+    "emoji-animals-food": {"source": "emoji-animals-food", "size": 32},
+    "emoji-animals-food-64": {"source": "emoji-animals-food", "size": 64},
+}
 BUDGETS = {"tuned": (0.625, 1.25, 2.5), "published": (1.25, 2.5, 5.0)}  # points, in multiples of genflow's CPU time
 ROUNDS = {"tuned": 8, "published": 4}  # turns that give the CPU time of a step
 SAMPLES, ROWS, SHOWN = 500, 50, 40  # samples to measure, rows of a batch of them, samples of the picture
@@ -199,7 +203,7 @@ def contest(folder: Path, data: str, peers: list[str], given: list[str], seed: i
 
     @functools.cache
     def judge() -> Judge:  # only if a training is missing
-        genflow.prepare(data, store=store, **DATA[data])
+        genflow.prepare(store=store, name=data, **DATA[data])
         return Judge(store, data)
 
     def once(name: str, how: str, make: Any) -> Json:
