@@ -187,11 +187,12 @@ def family_of(recipe: Recipe, facts: DataSpec, device: str = "cpu") -> Family:
     # A run of an older version lacks newer options; `bind` fills them in.
     options = bind("family", family.__init__, recipe.family, recipe.family["kind"])
     del options["kind"]
-    net_options = {key: value for key, value in recipe.net.items() if key != "kind"}
     made: dict[str, nn.Module] = {}
     for name, ports in family.ports(facts, **options).items():
         kind = ports.net or recipe.net["kind"]
-        own = net_options if kind == recipe.net["kind"] else {}  # a required kind of net uses its defaults
+        given = recipe.net if kind == recipe.net["kind"] else {"kind": kind}  # a required kind of net uses its defaults
+        own = bind("net", nets.builder(kind), given, kind)
+        del own["kind"]
         text = None if family.is_autoencoder else facts.text  # an autoencoder has no condition
         with torch.device(device):
             made[name] = nets.builder(kind)(dataclasses.replace(ports, text=text), facts.classes, **own)

@@ -126,7 +126,8 @@ class Engine:
         """The engine of a folder with recipe.yaml and facts.json; the weights may be in another folder.
 
         Raises:
-            DataError: the folder has a manifest, such as an export, and a file that is read differs from it.
+            DataError: the folder has a manifest, such as an export, and a file that is read differs from it; or this
+                version of genflow lacks an option of the recipe.
         """
         if weights is None and (manifest := read_manifest(folder)):
             for name in manifest["files"]:
@@ -137,7 +138,11 @@ class Engine:
                 raise DataError(f"{folder / name} is missing", "export the run again")
         facts = DataSpec.from_json(json.loads((folder / FACTS).read_text(encoding="utf-8")))
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
-        family = build.family_of(recipe, facts)
+        try:
+            family = build.family_of(recipe, facts)
+        except UsageError as error:
+            cure = "draw with the version of genflow that trained it, or train it again with this one"
+            raise DataError(f"{folder / RECIPE}: {error}", cure) from error
         state = checkpoint.load_weights(weights or folder, family, average=average)
         autoencoder = cls.from_folder(folder / AUTOENCODER).family if facts.is_latents else None
         prompts = Prompts(Texts.open(folder / TEXT)) if facts.text else None

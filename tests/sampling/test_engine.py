@@ -253,6 +253,18 @@ def test_a_finished_run_is_read_as_its_manifest_says(run: Artifact, name: str, h
         assert caught.value.hint.startswith(f"rm {run.path / 'manifest.json'}, then run the same genflow train again")
 
 
+@pytest.mark.parametrize("section", ["family", "net"])
+def test_a_run_of_another_version_is_one_clear_line(run: Artifact, section: str, tmp_path: Path) -> None:
+    """An option of its recipe that this version lacks is named with the file."""
+    folder = shutil.copytree(run.path, tmp_path / "copy", ignore=shutil.ignore_patterns("manifest.json"))
+    text = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    (folder / "recipe.yaml").write_text(text.replace(f"{section}:\n", f"{section}:\n  former: 3\n"), encoding="utf-8")
+    with pytest.raises(DataError, match=f"{folder / 'recipe.yaml'}: {section}: unknown key former") as caught:
+        Engine.from_folder(folder, folder / "checkpoints" / "step_00000005")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint.startswith("draw with the version of genflow that trained it")
+
+
 def test_deterministic_kernels_see_whole_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU a kernel, and with it the order of a sum, is chosen by the size of the batch."""
     engine = Engine(family("flow_matching", FACTS["points"]), recipe("flow_matching", FACTS["points"]))
