@@ -66,6 +66,7 @@ def test_a_flag_of_another_tool_works(genflow: Command) -> None:
         (("train", "ddpm", "--lr", "-1"), "train.lr: must be greater than 0"),
         (("train", "ddpm", "--lr"), "option --lr needs a value: it sets train.lr"),
         (("train", "ddpm", "--nothing", "3"), "no such option: --nothing"),
+        (("train", "ddpm", "--steps", "1o0"), "invalid value for '--steps': must be a whole number, not '1o0'"),
     ):
         code, _, err = genflow(*args)
         assert code == 2
