@@ -79,7 +79,7 @@ def section(results: Sequence[Json]) -> str:
         return ""
     first = next(iter(ours.values()))
     parts = [HEAD.format(budget=first["budget"], samples=first["samples"], format=first["format"])]
-    for data in sorted({each["data"] for each in results}, key=lambda name: name != "fashion"):
+    for data in sorted({each["data"] for each in results}, key=lambda name: (name != "fashion", name)):
         own = [each for each in results if each["data"] == data]
         floor = statistics.mean(each["fd"]["floor"] for each in own)
         features = own[0]["fd"]["features"]
