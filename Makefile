@@ -108,7 +108,7 @@ bench: $(VENV)/.installed-test
 	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
 	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench $(PARTS) --out docs/benchmarks.md
 
-# CPU time of trainings until a stated quality, against other libraries (an hour of CPU time a seed; again to resume); SEEDS
+# CPU time of trainings until a stated quality, against other libraries (hours of CPU time a seed; again to resume); SEEDS
 bench-quality: $(VENV)/.installed-test
 	test -d build/peers/torch_fidelity || $(BIN)/pip install -q --no-deps --upgrade --target build/peers $(PEERS)
 	OMP_NUM_THREADS=1 PYTHONPATH=build/peers:. $(BIN)/python -m benchmarks.bench.quality \
