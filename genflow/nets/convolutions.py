@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONEDNN = torch.backends.mkldnn.is_available()  # here, because a compiler cannot trace the call
 PIXELS = 14 * 14  # from which a product per picture costs a CPU less in training than a convolution; measured
 
 
@@ -67,8 +68,8 @@ def convolve(
     On a CPU torch multiplies matrices for one picture of up to 20,480 numbers (`use_mkldnn` in ATen's Convolution.cpp),
     which rounds differently. Kernels of one pixel differ all the same: see `Pointwise`.
     """
+    is_alone = not torch.compiler.is_compiling() and x.shape[0] == 1 and not torch.is_grad_enabled()
     is_float = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    is_ours = is_float and torch.backends.mkldnn.is_available() and not torch.compiler.is_compiling()
-    if x.shape[0] > 1 or not is_ours or torch.is_grad_enabled():
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+    if is_alone and is_float and ONEDNN:
+        return torch.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
