@@ -139,10 +139,11 @@ class Engine:
         facts = DataSpec.from_json(json.loads((folder / FACTS).read_text(encoding="utf-8")))
         recipe = parse(read_recipe(folder / RECIPE), str(folder / RECIPE))
         try:
-            family = build.family_of(recipe, facts)
+            build.check_options(recipe)
         except UsageError as error:
             cure = "draw with the version of genflow that trained it, or train it again with this one"
             raise DataError(f"{folder / RECIPE}: {error}", cure) from error
+        family = build.family_of(recipe, facts)
         state = checkpoint.load_weights(weights or folder, family, average=average)
         autoencoder = cls.from_folder(folder / AUTOENCODER).family if facts.is_latents else None
         prompts = Prompts(Texts.open(folder / TEXT)) if facts.text else None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,17 @@ def test_a_run_of_another_version_is_one_clear_line(run: Artifact, section: str,
         Engine.from_folder(folder, folder / "checkpoints" / "step_00000005")
     assert "\n" not in caught.value.message
     assert caught.value.hint.startswith("draw with the version of genflow that trained it")
+
+
+def test_a_missing_package_keeps_its_own_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run whose net needs diffusers names the package, not another version of genflow."""
+    text = dump(recipe("flow_matching", FACTS["grey"], "unet2d", sample={"steps": 2}))
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "facts.json").write_text(json.dumps(FACTS["grey"].to_json()), encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UsageError, match="net unet2d needs diffusers") as caught:
+        Engine.from_folder(tmp_path)
+    assert caught.value.hint.startswith("pip install")
 
 
 def test_deterministic_kernels_see_whole_batches_only(monkeypatch: pytest.MonkeyPatch) -> None:
