@@ -105,9 +105,8 @@ def _report_usage_error(error: Any, verbose: bool) -> int:
     path = context.command_path if context else "genflow"
     flag, colon, problem = str(error.format_message()).rstrip(".").partition(": ")
     problem = plain(problem)
-    found: Any = error.__cause__ or error.__context__  # pydantic's, for a value of a wrong type
-    if problem.startswith("must be ") and hasattr(found, "errors"):
-        problem += f", not {found.errors()[0]['input']!r}"
+    if problem.startswith("must be ") and hasattr(error.__cause__, "errors"):  # pydantic's
+        problem += f", not {error.__cause__.errors()[0]['input']!r}"
     return console.fail(UsageError(plain(flag) + colon + problem, f"{path} --help"), verbose)
 
 

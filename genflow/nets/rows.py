@@ -50,8 +50,8 @@ class RowEnlarge(Enlarge, RowConv):
     kernel: Tensor
 
     def enlarging(self) -> Tensor:
-        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return super().enlarging() if self.weight.requires_grad or is_traced else self.kernel
+        is_fixed = not self.weight.requires_grad and not torch.compiler.is_compiling()
+        return self.kernel if is_fixed else super().enlarging()
 
 
 def make_equal(module: nn.Module) -> None:
