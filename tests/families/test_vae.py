@@ -304,7 +304,7 @@ def test_the_flow_and_the_model_are_trained_separately() -> None:
 
 def test_a_flow_with_zero_velocity_is_the_normal_prior() -> None:
     """With v = 0 codes are the noise; the bound is that of N(0, I), and its kind is an ODE estimate."""
-    model, normal = vae(prior="flow", posterior_samples=200), vae(prior="normal", posterior_samples=200)
+    model, normal = vae(prior="flow", posterior_samples=50), vae(prior="normal", posterior_samples=50)
     assert model.prior is not None
     normal.load_state_dict(model.state_dict(), strict=False)
     with torch.no_grad():
