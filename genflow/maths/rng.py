@@ -35,7 +35,13 @@ def _digest(parts: Sequence[object], size: int) -> int:
 
 
 class Rng(ABC):
-    """Draws for a batch of B samples. Each call gives new draws; the n-th call gives the same draws in every run."""
+    """Draws for a batch of B samples. Each call gives new draws; the n-th call gives the same draws in every run.
+
+    Attributes:
+        first: the number of the first row in the global batch; 0 if there is none.
+    """
+
+    first = 0
 
     def on(self, device: torch.device | str) -> "Rng":
         """The same sequence of draws, returned on another device.
@@ -68,7 +74,7 @@ class BatchRng(Rng):
         self, seed: int, purpose: str, step: int, *, start: int = 0, device: torch.device | str = "cpu"
     ) -> None:
         self._counter = Counter(_digest((seed, purpose, step), 16))
-        self._start, self._device = start, torch.device(device)
+        self.first, self._device = start, torch.device(device)
         self._draws = itertools.count()
 
     def on(self, device: torch.device | str) -> "BatchRng":
@@ -79,7 +85,7 @@ class BatchRng(Rng):
     def part(self, first: int) -> "BatchRng":
         """The draws of the rows from the row `first` on, from the first draw on."""
         other = copy.copy(self)
-        other._start, other._draws = self._start + first, itertools.count()
+        other.first, other._draws = self.first + first, itertools.count()
         return other
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -89,7 +95,7 @@ class BatchRng(Rng):
         return self._draw(shape, normal=False)
 
     def _draw(self, shape: Sequence[int], *, normal: bool) -> Tensor:
-        rows, each = range(self._start, self._start + shape[0]), math.prod(shape[1:])
+        rows, each = range(self.first, self.first + shape[0]), math.prod(shape[1:])
         return self._counter.draw(rows, next(self._draws), each, self._device, normal=normal).reshape(tuple(shape))
 
 

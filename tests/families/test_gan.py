@@ -90,6 +90,29 @@ def test_the_penalties_are_squared_gradients() -> None:
     torch.testing.assert_close(model.discriminator.w.grad - free.discriminator.w.grad, 2 * gamma * w)
 
 
+class Bowl(nn.Module):
+    """The score |x|^2 / 2, whose gradient is x."""
+
+    def forward(self, x: Tensor, t: None, label: Tensor) -> Tensor:
+        return x.flatten(1).square().sum(1, keepdim=True) / 2
+
+
+@pytest.mark.parametrize("parts", [[8], [3, 5], [1, 1, 6]])
+def test_one_row_in_four_has_the_penalties(parts: list[int]) -> None:
+    """Rows 0 and 4 of the global batch have them, with four times the weight, however workers share the batch."""
+    data, model = batch(GREY), gan(gamma=1.0, penalty_every=4)
+    fakes: list[Tensor] = []
+    model.generator.register_forward_hook(lambda module, args, out: fakes.append(out))
+    model.discriminator, found, first = Bowl(), 0.0, 0
+    for rows in parts:
+        part = Batch(data.x[first : first + rows], data.label[first : first + rows])
+        found += rows / 8 * float(model.loss("discriminator", part, rng().part(first))[1]["penalty"])
+        first += rows
+    fake = torch.cat(fakes)
+    expected = [float(each[[0, 4]].flatten(1).square().sum(1).mean()) for each in (data.x, fake)]
+    assert found == pytest.approx(sum(expected), rel=1e-5)
+
+
 def test_a_difference_estimates_the_same_penalty() -> None:
     """For a linear score the mean over many directions is the exact penalty, up to sampling error."""
     w = torch.randn(64, generator=torch.Generator().manual_seed(0)) / 8
