@@ -38,9 +38,9 @@ from genflow import families
 from genflow.batch import Batch
 from genflow.errors import UsageError
 from genflow.families.base import Call, Exported, Family, Samples
-from genflow.families.gaussian import Gaussian, path_values
+from genflow.families.gaussian import Gaussian, denoise_straight, midpoint_velocity, path_values
 from genflow.maths.guidance import Guided, drop_labels
-from genflow.maths.paths import Time, along, over
+from genflow.maths.paths import Time, over
 from genflow.maths.rng import Rng
 from genflow.specs import DataSpec, NetSpec
 from genflow.text import Label
@@ -140,7 +140,7 @@ class Consistency(Family):
 
     def answer(self, net: Guided, y: Tensor, u: Time) -> Tensor:
         """f(y, u), the estimate of x_0, for y (B, ...) at u, a scalar or (B,), within nearest to farthest."""
-        return _denoise(self._view[0], net, y, u)
+        return denoise_straight(self._view[0], net, y, u)
 
     def loss(self, player: str, batch: Batch, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         losses, apart = self._losses(batch, rng)
@@ -180,10 +180,8 @@ class Consistency(Family):
         if not self._teacher:
             raise UsageError("there is no teacher to distill", "start the run with --init")
         teacher = self._teacher[0].to(y.device)
-        net = Guided(teacher.net, label, self.facts.classes, self.guidance)
-        middle = (u + r) / 2
-        halfway = y + over((middle - u) / u, y) * (y - _denoise(teacher, net, y, u))
-        return y + over((r - u) / middle, y) * (halfway - _denoise(teacher, net, halfway, middle))
+        velocity = teacher.velocity(Guided(teacher.net, label, self.facts.classes, self.guidance))
+        return y - over(u - r, y) * midpoint_velocity(velocity, y, u, r)
 
     @torch.no_grad()
     def sample(
@@ -239,10 +237,3 @@ def _source(options: object) -> tuple[type[Family], dict[str, Any]]:
             "--init a run of flow_matching or ddpm",
         )
     return own, given
-
-
-def _denoise(family: Gaussian, net: Guided, y: Tensor, u: Time) -> Tensor:
-    """E[x_0 | y_u] by a family's net, for y (B, ...) on the straight path at u, a scalar or (B,)."""
-    path = family.path
-    t: Time = torch.tensor([path.time(each) for each in u.tolist()]) if isinstance(u, Tensor) else path.time(u)
-    return family.denoiser(net)(y * along(lambda s: path.alpha(s) + path.sigma(s), t, y), t)

@@ -11,7 +11,6 @@ References:
 """
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from genflow.batch import Batch
 from genflow.families.base import LogLikelihood
-from genflow.families.gaussian import Gaussian, latent_shift
+from genflow.families.gaussian import Gaussian, Velocity, latent_shift
 from genflow.maths import timesteps
 from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, over
@@ -88,7 +87,7 @@ class FlowMatching(Gaussian):
     def log_likelihood(self, x: Tensor, label: Label, rng: Rng) -> LogLikelihood:
         return self.ode_likelihood(x, label, rng, self.ode_steps, self.probes)
 
-    def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
+    def velocity(self, net: Guided) -> Velocity:
         return lambda y, u: net(y, 1000 * u)  # the net's output, which is defined at u = 0, too
 
     def stock_scheduler(self) -> tuple[str, dict[str, Any]] | None:

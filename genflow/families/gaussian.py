@@ -40,6 +40,7 @@ TABLE_STEPS = 1000  # of the table of a path that an exported sampler has no for
 HEUN_STEPS = 50  # of an exported run whose sampler is rk45
 CODE_STEPS = 50  # midpoint steps of encoding, and of decoding
 STRAIGHTNESS_STEPS = 50  # Euler steps for `straightness`
+Velocity = Callable[[Tensor, Time], Tensor]  # velocity(y, u) = dy/du for y (B, ...) at u, a scalar or (B,)
 LARGEST_SHIFT = 3.0  # of Stable Diffusion 3 at 1024 pixels
 NEAR_DATA = 1e-3  # the time at which encoding starts, because the ODE is undefined at t = 0
 
@@ -226,16 +227,14 @@ class Gaussian(Family):
         call = Call(lambda x, t, label: self.net(x, t, label).float(), {"x": self.facts.shape, "t": ()})
         return Exported("ode", {"net": call}, values, note)
 
-    def velocity(self, net: Guided) -> Callable[[Tensor, float], Tensor]:
-        """velocity(y, u) = dy/du in the straight path's variables (maths/paths.py), for y (B, C, H, W) at u > 0.
+    def velocity(self, net: Guided) -> Velocity:
+        """dy/du in the straight path's variables (maths/paths.py), for u > 0.
 
         A subclass whose net predicts the velocity overrides it; the result is then defined at u = 0, too.
         """
-        denoise = self.denoiser(net)
 
-        def velocity(y: Tensor, u: float) -> Tensor:
-            t = self.path.time(u)
-            return (y - denoise(y * (self.path.alpha(t) + self.path.sigma(t)), t)) / u
+        def velocity(y: Tensor, u: Time) -> Tensor:
+            return (y - denoise_straight(self, net, y, u)) / along(lambda each: each, u, y)
 
         return velocity
 
@@ -304,6 +303,26 @@ def path_values(family: Gaussian, clip: bool) -> dict[str, Any]:
         found |= {name: [f(t) for t in uniform_times(TABLE_STEPS)[::-1]]
                   for name, f in (("alphas", path.alpha), ("sigmas", path.sigma))}  # fmt: skip
     return found | family.path_options()
+
+
+def denoise_straight(family: Gaussian, net: Guided, y: Tensor, u: Time) -> Tensor:
+    """E[x_0 | y_u] by a family's net, for y (B, ...) on the straight path at u, a scalar or (B,)."""
+    path = family.path
+    t: Time = torch.tensor([path.time(each) for each in u.tolist()]) if isinstance(u, Tensor) else path.time(u)
+    return family.denoiser(net)(y * along(lambda s: path.alpha(s) + path.sigma(s), t, y), t)
+
+
+def midpoint_velocity(velocity: Velocity, y: Tensor, u: Tensor, r: Tensor) -> Tensor:
+    """v of a midpoint step along an ODE, y_r = y_u - (u - r) v, by two evaluations.
+
+    Args:
+        velocity: of the ODE.
+        y: y_u (B, ...).
+        u: (B,).
+        r: (B,); where it is u, v is the velocity itself.
+    """
+    middle = (u + r) / 2
+    return velocity(y - over(u - middle, y) * velocity(y, u), middle)
 
 
 def need_prediction(family: Family, source: Family, predict: Prediction) -> None:

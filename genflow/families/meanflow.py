@@ -15,11 +15,22 @@ This is the improved form of the loss: the target is data, and the derivative fo
 of the noisy velocity of a single pair (x, eps). The derivative is a central difference (two evaluations), or exact by
 forward-mode differentiation.
 
+A run that starts from a trained one can learn from its ODE in place of the data (`mode: distill`). An average over a
+step is that of its two parts, of which the first is one midpoint step of the teacher, with velocity v:
+
+    loss = E w ||u_net(x_t, r, t) - p v - (1 - p) stop_gradient(u_net(x_s, r, s))||^2
+    x_s = x_t - (t - s) v,   r <= s <= t,   p = (t - s)/(t - r)
+
+So there is neither a derivative nor a noisy target. Where r = t, p is 1 and the target is the teacher's velocity.
+
 References:
     Mean Flows for One-step Generative Modeling (Geng et al., 2025)        https://arxiv.org/abs/2505.13447
     Improved Mean Flows (Geng et al., 2025), for the loss in V             https://arxiv.org/abs/2512.02012
+    Consistency Trajectory Models (Kim et al., 2024), equation 9, for distillation between any two times
+    https://arxiv.org/abs/2310.02279
 """
 
+import copy
 from typing import Annotated, Any, Literal
 
 import torch
@@ -27,10 +38,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from genflow.batch import Batch
+from genflow.errors import UsageError
 from genflow.families.base import Call, Exported, Family, Samples
-from genflow.families.gaussian import need_prediction, ode_decode, ode_encode
+from genflow.families.gaussian import Gaussian, Velocity, midpoint_velocity, need_prediction, ode_decode, ode_encode
 from genflow.maths import timesteps
-from genflow.maths.guidance import drop_labels
+from genflow.maths.guidance import Guided, drop_labels
 from genflow.maths.paths import StraightPath, Time, over, uniform_times
 from genflow.maths.rng import Rng
 from genflow.maths.samplers import Denoise
@@ -43,6 +55,9 @@ from genflow.text import Label
 # not trained outside, and a derivative that uses values from there grows without bounds (mean square 27 after 460
 # steps).
 HALF_WIDTH = 0.02
+SHARES = {"data": (0.75, 0.25, 0.2), "distill": (0.1, 0.5, 0.3)}  # of `instant`, `whole` and `first`
+POWER = {"data": 0.25, "distill": 0.5}
+TEACHER_STEP = 0.25  # the shortest step of the teacher, in t: the chain of targets has few links, each with an error
 ERROR_FLOOR = 1e-3  # added to the mean squared error in the weight, so that very small errors have a finite weight
 
 
@@ -52,11 +67,14 @@ class MeanFlow(Family):
     Args:
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,), 1000 r (B,))}.
         facts: of the data.
-        instant: share of rows with r = t, for which the loss is that of flow matching.
-        whole: share of the other rows with r = 0, for steps that end at the data.
-        first: share of the other rows with t = 1, for steps that start at noise.
+        mode: learn from the data, or distill the ODE of the run it starts from.
+        instant: share of rows with r = t, for which u is the velocity; null: 0.75, and 0.1 to distill.
+        whole: share of the other rows with r = 0, for steps that end at the data; null: 0.25, and 0.5 to distill.
+        first: share of the other rows with t = 1, for steps that start at noise; null: 0.2, and 0.3 to distill.
         derivative: how du/dt is computed: a secant of two evaluations, or exact (jvp) by forward-mode differentiation.
-        power: exponent of the weight; 0: no weight, which is least squares; 1: nearly the logarithm of the error.
+        power: exponent of the weight; 0: no weight, which is least squares; 1: nearly the logarithm of the error;
+            null: 0.25; to distill 0.5, and 0 for points, whose mean and median differ.
+        guidance: of the teacher in mode `distill`; 1: no guidance.
         forget: share of labels dropped during training, so that samples without a label work.
     """
 
@@ -70,26 +88,44 @@ class MeanFlow(Family):
         nets: dict[str, nn.Module],
         facts: DataSpec,
         *,
-        instant: Annotated[float, Field(ge=0, le=1)] = 0.75,
-        whole: Annotated[float, Field(ge=0, le=1)] = 0.25,
-        first: Annotated[float, Field(ge=0, le=1)] = 0.2,
+        mode: Literal["data", "distill"] = "data",
+        instant: Annotated[float, Field(ge=0, le=1)] | None = None,
+        whole: Annotated[float, Field(ge=0, le=1)] | None = None,
+        first: Annotated[float, Field(ge=0, le=1)] | None = None,
         derivative: Literal["secant", "jvp"] = "secant",
-        power: Annotated[float, Field(ge=0, le=1)] = 0.25,
+        power: Annotated[float, Field(ge=0, le=1)] | None = None,
+        guidance: Annotated[float, Field(ge=0, le=20)] = 1.0,
         forget: Annotated[float, Field(ge=0, lt=1)] = 0.1,
     ) -> None:
         super().__init__(facts)
         self.net = nets["net"]
         self.path = StraightPath()
-        self.instant, self.whole, self.first = instant, whole, first
-        self.derivative, self.power, self.forget = derivative, power, forget
+        self._teacher: tuple[Gaussian | MeanFlow, ...] = ()  # no submodule, because it is not part of the run
+        given = (instant, whole, first)
+        shares = (usual if own is None else own for own, usual in zip(given, SHARES[mode], strict=True))
+        self.instant, self.whole, self.first = shares
+        if power is None:
+            power = 0.0 if mode == "distill" and facts.is_points else POWER[mode]
+        self.mode, self.derivative, self.power = mode, derivative, power
+        self.guidance, self.forget = guidance, forget
 
     @classmethod
     def ports(cls, facts: DataSpec, **options: object) -> dict[str, NetSpec]:
         return {"net": NetSpec(facts.shape, facts.shape, time=True, second_time=True)}
 
+    @classmethod
+    def inherit(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return {"mode": options.get("mode", "data") if options["kind"] == "meanflow" else "distill"}
+
     def init_from(self, source: Family) -> None:
         need_prediction(self, source, "velocity")
         super().init_from(source)
+        if self.mode == "distill":
+            if not isinstance(source, Gaussian | MeanFlow):
+                raise UsageError(
+                    f"{source.title} has no ODE to distill", "--init a run of flow_matching, or --set family.mode=data"
+                )
+            self._teacher = (copy.deepcopy(source).eval().requires_grad_(False),)
 
     def average(self, x: Tensor, t: Tensor, r: Tensor, label: Label) -> Tensor:
         """u(x_t, r, t), (B, C, H, W), in single precision; t and r (B,)."""
@@ -105,7 +141,7 @@ class MeanFlow(Family):
         return self._errors(batch, rng)[0]  # the loss has weights that hide its size
 
     def _errors(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
-        """The error of each row, whether its derivative is finite, and the size of its correction, (B,) each."""
+        """The error of each row, whether its target is finite, and the size of the target's correction, (B,) each."""
         x = batch.x
         eps = rng.normal(x.shape) if batch.noise is None else batch.noise
         times = self.times(len(x), rng.on("cpu"))
@@ -114,11 +150,29 @@ class MeanFlow(Family):
         label = drop_labels(batch.label, self.facts.classes, self.forget, rng)
         y = torch.lerp(x, eps, over(t, x))
         u = self.average(y, t, r, label)
-        slope = self.total_derivative(y, t, r, label, rows)
-        usable = slope.flatten(1).isfinite().all(1)  # rows whose derivative overflows are left out
-        slope = torch.where(over(usable, x) > 0, slope, 0.0)
-        error = (u + over(t - r, x) * slope - (eps - x)).square().flatten(1).mean(1)
-        return error, usable, (over(t - r, x) * slope).square().flatten(1).mean(1)
+        if self.mode == "distill":
+            aim, correction = self._teach(y, t, r, label)
+        else:
+            correction = over(t - r, x) * self.total_derivative(y, t, r, label, rows)
+            aim = eps - x - correction
+        usable = correction.flatten(1).isfinite().all(1)  # rows whose derivative overflows are left out
+        aim = torch.where(over(usable, x) > 0, aim, eps - x)
+        correction = torch.where(over(usable, x) > 0, correction, 0.0)
+        return (u - aim).square().flatten(1).mean(1), usable, correction.square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def _teach(self, y: Tensor, t: Tensor, r: Tensor, label: Label) -> tuple[Tensor, Tensor]:
+        """The average velocity from t to r, whose first part is the teacher's, and what the second part adds to it."""
+        if not self._teacher:
+            raise UsageError("there is no teacher to distill", "start the run with --init")
+        teacher = self._teacher[0].to(y.device)
+        velocity = _ode(teacher, label, self.guidance)
+        s = torch.maximum(t - ((t - r) / 2).clamp(min=TEACHER_STEP), r)
+        v = midpoint_velocity(velocity, y, t, s)
+        rest = self.average(y - over(t - s, y) * v, s, r, label)
+        share = (s - r) / (t - r).clamp(min=1e-6)
+        added = over(share, y) * (rest - v)
+        return v + added, added
 
     def times(self, rows: int, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draw training times t and r with 0 <= r <= t <= 1, (rows,) each."""
@@ -194,3 +248,11 @@ class MeanFlow(Family):
             return y - over(at, y) * self.average(y, at, at, label)
 
         return denoise
+
+
+def _ode(source: Gaussian | MeanFlow, label: Label, guidance: float) -> Velocity:
+    """The velocity of a trained run's ODE; for MeanFlow u(x_t, t, t)."""
+    if isinstance(source, Gaussian):
+        return source.velocity(Guided(source.net, label, source.facts.classes, guidance))
+    net = Guided(lambda x, t, label: source.net(x, t, label, t), label, source.facts.classes, guidance)
+    return lambda y, u: net(y, 1000 * u)
