@@ -7,7 +7,9 @@ import torch
 from support.small import FACTS, batch, family, shaken
 from torch import Tensor, nn
 
+from genflow.errors import UsageError
 from genflow.families import meanflow
+from genflow.families.flow_matching import FlowMatching
 from genflow.families.meanflow import MeanFlow
 from genflow.maths.paths import over
 from genflow.maths.rng import BatchRng, SampleRng
@@ -103,6 +105,58 @@ def test_a_run_started_from_flow_matching_is_that_flow() -> None:
     for steps in (1, 3):
         euler = flow.sample(noise, label, rng, sampler="euler", steps=steps).x  # type: ignore[call-arg]
         torch.testing.assert_close(model.sample(noise, label, rng, steps=steps).x, euler, rtol=0, atol=1e-5)  # type: ignore[call-arg]
+
+
+class Steep(nn.Module):
+    """A teacher of velocity on the straight path of this Gaussian, whose net reads one time."""
+
+    def forward(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+        return Perfect()(x, t, label, t)
+
+
+def test_the_teachers_step_and_the_nets_own_make_the_average() -> None:
+    """With a perfect teacher and a perfect net, the target is the average velocity over any step."""
+    model, rng = perfect(mode="distill"), BatchRng(0, "", 0)
+    model._teacher = (FlowMatching({"net": Steep()}, LINE),)
+    t, r = model.times(ROWS, rng)
+    y = rng.normal((ROWS, 1, 1, 1))
+    aim, added = model._teach(y, t, r, NO_LABEL)
+    torch.testing.assert_close(aim, model.average(y, t, r, NO_LABEL), rtol=0, atol=3e-2)  # a midpoint step has an error
+    short = t - r <= meanflow.TEACHER_STEP
+    assert 0 < int(short.sum()) < ROWS
+    assert not added[short].any()
+    assert added[~short].abs().max() > 0.1
+    assert torch.equal(aim[t == r], model._teacher[0].net(y, 1000 * t, NO_LABEL).float()[t == r])
+
+
+def test_the_teacher_is_not_part_of_the_run() -> None:
+    """Distilling is the default of a run that starts from another, whose weights are neither copied nor trained."""
+    facts = FACTS["grey"]
+    flow = shaken(family("flow_matching", facts))
+    assert MeanFlow.inherit({"kind": "flow_matching"}) == {"mode": "distill"}
+    assert MeanFlow.inherit({"kind": "meanflow", "mode": "data"}) == {"mode": "data"}
+    model = family("meanflow", facts, family={"mode": "distill", "guidance": 2.0})
+    with pytest.raises(UsageError, match="no teacher"):
+        model.loss("net", batch(facts), BatchRng(0, "loss/net", 0))
+    names = set(model.state_dict())
+    model.init_from(flow)
+    assert set(model.state_dict()) == names
+    loss, _ = model.loss("net", batch(facts), BatchRng(0, "loss/net", 0))
+    loss.backward()
+    assert all(p.grad is None for p in flow.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.net.parameters())
+
+
+def test_a_student_can_teach() -> None:
+    """A run of MeanFlow teaches by u(x_t, t, t), with guidance, too."""
+    facts = FACTS["grey"]
+    teacher = shaken(family("meanflow", facts))
+    model = family("meanflow", facts, seed=3, family={"mode": "distill", "guidance": 2.0})
+    model.init_from(teacher)
+    data, t = batch(facts), torch.full((8,), 0.6)
+    aim, _ = model._teach(data.x, t, t, data.label)
+    strong, plain = (teacher.average(data.x, t, t, label) for label in (data.label, torch.full_like(data.label, 10)))
+    torch.testing.assert_close(aim, torch.lerp(plain, strong, 2.0))
 
 
 def test_rows_whose_derivative_overflows_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,9 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {  # options that change the loss, t
         {"bound": "ode"}, {"predict": "velocity", "shift": 2.0},
     ],
     "flow_matching": [{}, {"density": "u_shaped", "at_noise": 0.2}],
-    "meanflow": [{}, {"derivative": "jvp"}],
+    "meanflow": [{}, {"derivative": "jvp"}, {"mode": "distill"}],
     "consistency": [{}, {"mode": "distill"}, {"mode": "distill", "guidance": 2.0}],
-    "gan": [{}, {"penalty": "difference"}, {"game": "minimax"}, {"game": "non_saturating"}],
+    "gan": [{}, {"penalty": "difference"}, {"penalty_every": 4}, {"game": "minimax"}, {"game": "non_saturating"}],
     "vae": [{}, {"prior": "flow"}, {"prior": "normal", "bound": "iwae"}, {"scale": "pixel", "decoder": "gaussian"}],
     "autoencoder": [{}],
 }  # fmt: skip
@@ -54,7 +54,7 @@ class Case:
     def made(self) -> Family:
         """The family with its initial weights, on the CPU."""
         model = family(self.kind, self.facts, self.net, family=self.options)
-        if families.family_class(self.kind).teacher == "required":
+        if families.family_class(self.kind).teacher == "required" or self.options.get("mode") == "distill":
             model.init_from(family("flow_matching", self.facts, self.net))
         return model
 
