@@ -130,7 +130,7 @@ def test_the_teachers_step_and_the_nets_own_make_the_average() -> None:
 
 
 def test_the_teacher_is_not_part_of_the_run() -> None:
-    """Distilling is the default of a run that starts from another, whose weights are neither copied nor trained."""
+    """Distilling is the default of a run that starts from another, whose weights are neither saved nor trained."""
     facts = FACTS["grey"]
     flow = shaken(family("flow_matching", facts))
     assert MeanFlow.inherit({"kind": "flow_matching"}) == {"mode": "distill"}
