@@ -67,7 +67,7 @@ class MeanFlow(Family):
     Args:
         nets: {"net": predicts u from (x_t (B, C, H, W), 1000 t (B,), label (B,), 1000 r (B,))}.
         facts: of the data.
-        mode: learn from the data, or distill the ODE of the run it starts from.
+        mode: learn from the data, or distill the ODE of the run it starts from, which is the default of such a run.
         instant: share of rows with r = t, for which u is the velocity; null: 0.75, and 0.1 to distill.
         whole: share of the other rows with r = 0, for steps that end at the data; null: 0.25, and 0.5 to distill.
         first: share of the other rows with t = 1, for steps that start at noise; null: 0.2, and 0.3 to distill.
