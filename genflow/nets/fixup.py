@@ -159,7 +159,7 @@ def build(
     ports: NetSpec,
     classes: int,
     *,
-    width: Annotated[int, Field(ge=1, le=4096)] = 32,
+    width: Annotated[int, Field(ge=0, le=4096)] = 0,
     blocks: Annotated[int, Field(ge=1, le=256)] = 1,
     fold: Annotated[int, Field(ge=0)] = 0,
 ) -> nn.Module:
@@ -168,7 +168,8 @@ def build(
     Args:
         ports: input and output shapes.
         classes: the number of classes; 0: unconditional.
-        width: channels at the finest scale; they double at each coarser scale, up to 4 width.
+        width: channels at the finest scale; they double at each coarser scale, up to 4 width. 0: 24 for folded pixels,
+            else 32.
         blocks: residual blocks per scale.
         fold: side of the pixel squares that are folded into channels; 0: 1 below 16 pixels, 2 up to 64, 4 above.
 
@@ -177,6 +178,7 @@ def build(
     """
     size, is_encoder = need_one_picture("fixup", ports)
     fold = need_divisor(size, fold or default_fold(size), "fold")
+    width = width or (24 if fold > 1 else 32)
     sides = [size // fold]
     while sides[-1] > MIN_SIDE:
         sides.append(math.ceil(sides[-1] / 2))

@@ -2,7 +2,8 @@
 
     defaults  <  preset (pipelines/<family>.yaml)  <  size  <  -c file  <  --set key=value  <  a flag of the command
 
-A preset has settings of `train` for larger sizes (`larger`), and settings for a small net on latents (`on_latents`).
+A preset may have other settings of `family` and `train` for larger sizes (`larger`), and for a small net on latents
+(`on_latents`).
 """
 
 import json
@@ -103,8 +104,10 @@ def compose(kind: str | None, *layers: Any, where: str = "recipe") -> Recipe:
     if any("stages" in part for part in parts):
         raise UsageError(f"{where} has stages: it is a pipeline", "genflow run FILE")
     larger, on_latents = document.pop(sizes.LARGER, {}), document.pop(ON_LATENTS, {})
-    own = sizes.training(document, larger, parts)
-    if not own and _is_on_latents(given := _sections(parts)):
+    own = sizes.training(document, larger.get("train", {}), parts)
+    if own:
+        document = merge(document, {"family": larger.get("family", {})})
+    elif _is_on_latents(given := _sections(parts)):
         document = merge(document, {"family": on_latents.get("family", {})})
         own = {} if "optimizer" in given.get("train", {}) else on_latents.get("train", {})  # a rate fits one optimizer
     if own:
