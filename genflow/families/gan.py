@@ -42,6 +42,7 @@ from genflow.text import Label
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
 GAMMA, MIN_GAMMA = 0.02, 0.2  # default gamma is GAMMA sqrt(D), as distances grow with sqrt(D)
+FALL_AND_EVERY = {"points": (10.0, 1), "pictures": (1.0, 4)}  # of gamma_fall and penalty_every, if they are null
 DIFFERENCE_STEP = 0.05  # standard deviation, per number, of the step of penalty=difference
 
 
@@ -55,10 +56,11 @@ class Gan(Family):
         game: the losses: relativistic, non_saturating or minimax; their formulas are at the top of the module.
         gamma: weight of the penalties R1 and R2 at the start; null: 0.02 sqrt(D) with a minimum of 0.2 in the
             relativistic game, for D numbers per sample, and 0 in the other two, as in their original papers.
-        gamma_fall: gamma decreases to gamma / gamma_fall along half a cosine during training.
+        gamma_fall: gamma decreases to gamma / gamma_fall along half a cosine during training; null: 10 for points, and
+            1 for all else.
         penalty: exact (second derivatives), or difference (a finite difference along one random direction per row,
             which is less accurate).
-        penalty_every: one row in so many has the penalties; 1: every row.
+        penalty_every: one row in so many has the penalties; null: 1 for points, and 4 for all else.
         forget: share of labels dropped during training, for both players, so that samples without a label work; 1:
             labels are never used.
         patience: steps for which the discriminator may dominate before the run counts as diverged; 0: no limit.
@@ -80,17 +82,19 @@ class Gan(Family):
         latent: Annotated[int, Field(ge=1, le=4096)] = 64,
         game: Game = "relativistic",
         gamma: Annotated[float, Field(ge=0)] | None = None,
-        gamma_fall: Annotated[float, Field(ge=1)] = 10.0,
+        gamma_fall: Annotated[float, Field(ge=1)] | None = None,
         penalty: Literal["exact", "difference"] = "exact",
-        penalty_every: Annotated[int, Field(ge=1, le=64)] = 1,
+        penalty_every: Annotated[int, Field(ge=1, le=64)] | None = None,
         forget: Annotated[float, Field(ge=0, le=1)] = 0.1,
         patience: Annotated[int, Field(ge=0)] = 1000,
     ) -> None:
         super().__init__(facts)
         self.discriminator, self.generator = nets["discriminator"], nets["generator"]
         self.noise_shape = (latent,)
-        self.game, self.forget, self.gamma_fall = game, forget, gamma_fall
-        self.penalty, self.penalty_every = penalty, penalty_every
+        fall, every = FALL_AND_EVERY["points" if facts.is_points else "pictures"]
+        self.game, self.penalty, self.forget = game, penalty, forget
+        self.gamma_fall = fall if gamma_fall is None else gamma_fall
+        self.penalty_every = every if penalty_every is None else penalty_every
         if gamma is None:
             gamma = max(MIN_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
         self.gamma = gamma
