@@ -56,7 +56,7 @@ class Guided:
                 is enough.
         """
         t = net_time if isinstance(net_time, Tensor) else torch.full((x.shape[0],), net_time, device=x.device)
-        return self.at(x, t.float(), inside)
+        return self.at(x, t.float().to(x.device, non_blocking=True), inside)
 
     def at(self, x: Tensor, t: Tensor, inside: bool | Tensor = True) -> Tensor:
         """The prediction for x (B, ...) at times t (B,) on the scale of 0..1000; see `__call__`."""

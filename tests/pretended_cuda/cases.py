@@ -68,6 +68,7 @@ def quick() -> list[Case]:
         Case("flow_matching", "points", default("flow_matching", "points")),
         Case("flow_matching", "grey", "dit"),
         Case("meanflow", "latents", "dit", {"derivative": "jvp"}),
+        Case("meanflow", "grey", "unet", {"mode": "distill"}),
         Case("flow_matching", "captioned", "mmdit"),
         Case("vae", "grey", default("vae", "grey"), {"prior": "flow"}),
     ]
