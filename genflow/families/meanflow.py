@@ -121,9 +121,10 @@ class MeanFlow(Family):
         need_prediction(self, source, "velocity")
         super().init_from(source)
         if self.mode == "distill":
-            if not isinstance(source, Gaussian | MeanFlow):
+            if not (isinstance(source, Gaussian | MeanFlow) and isinstance(source.path, StraightPath)):
                 raise UsageError(
-                    f"{source.title} has no ODE to distill", "--init a run of flow_matching, or --set family.mode=data"
+                    f"{source.title} has no ODE on straight paths to distill",
+                    "--init a run of flow_matching, or --set family.mode=data",
                 )
             self._teacher = (copy.deepcopy(source).eval().requires_grad_(False),)
 
@@ -151,7 +152,7 @@ class MeanFlow(Family):
         y = torch.lerp(x, eps, over(t, x))
         u = self.average(y, t, r, label)
         if self.mode == "distill":
-            aim, correction = self._teach(y, *times, label)
+            aim, correction = self._teach(y, t, r, label)
         else:
             correction = over(t - r, x) * self.total_derivative(y, t, r, label, rows)
             aim = eps - x - correction
@@ -162,18 +163,14 @@ class MeanFlow(Family):
 
     @torch.no_grad()
     def _teach(self, y: Tensor, t: Tensor, r: Tensor, label: Label) -> tuple[Tensor, Tensor]:
-        """The average velocity from t to r, whose first part is the teacher's, and what the second part adds to it.
-
-        Times are best on the CPU, where a teacher on another path reads them.
-        """
+        """The average velocity from t to r, whose first part is the teacher's, and what the second part adds to it."""
         if not self._teacher:
             raise UsageError("there is no teacher to distill", "start the run with --init")
         teacher = self._teacher[0].to(y.device)
         velocity = _ode(teacher, label, self.guidance)
         s = torch.maximum(t - ((t - r) / 2).clamp(min=TEACHER_STEP), r)
         v = midpoint_velocity(velocity, y, t, s)
-        begin, end = (each.to(y.device, non_blocking=True) for each in (s, r))
-        rest = self.average(y - over(t - s, y) * v, begin, end, label)
+        rest = self.average(y - over(t - s, y) * v, s, r, label)
         share = (s - r) / (t - r).clamp(min=1e-6)
         added = over(share, y) * (rest - v)
         return v + added, added

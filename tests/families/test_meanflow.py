@@ -147,6 +147,15 @@ def test_the_teacher_is_not_part_of_the_run() -> None:
     assert any(p.grad is not None and p.grad.any() for p in model.net.parameters())
 
 
+def test_only_an_ode_on_straight_paths_is_distilled() -> None:
+    """DDPM of the same net and prediction is rejected, with the option that accepts it."""
+    facts = FACTS["grey"]
+    curved = family("ddpm", facts, family={"predict": "velocity"})
+    with pytest.raises(UsageError, match="no ODE on straight paths") as error:
+        family("meanflow", facts, family={"mode": "distill"}).init_from(curved)
+    assert "family.mode=data" in error.value.hint
+
+
 def test_a_student_can_teach() -> None:
     """A run of MeanFlow teaches by u(x_t, t, t), with guidance, too."""
     facts = FACTS["grey"]
