@@ -42,7 +42,6 @@ from genflow.text import Label
 
 Game = Literal["relativistic", "non_saturating", "minimax"]
 GAMMA, MIN_GAMMA = 0.02, 0.2  # default gamma is GAMMA sqrt(D), as distances grow with sqrt(D)
-FALL_AND_EVERY = {"points": (10.0, 1), "pictures": (1.0, 4)}  # of gamma_fall and penalty_every, if they are null
 DIFFERENCE_STEP = 0.05  # standard deviation, per number, of the step of penalty=difference
 
 
@@ -91,10 +90,9 @@ class Gan(Family):
         super().__init__(facts)
         self.discriminator, self.generator = nets["discriminator"], nets["generator"]
         self.noise_shape = (latent,)
-        fall, every = FALL_AND_EVERY["points" if facts.is_points else "pictures"]
         self.game, self.penalty, self.forget = game, penalty, forget
-        self.gamma_fall = fall if gamma_fall is None else gamma_fall
-        self.penalty_every = every if penalty_every is None else penalty_every
+        self.gamma_fall = gamma_fall or (10.0 if facts.is_points else 1.0)
+        self.penalty_every = penalty_every or (1 if facts.is_points else 4)
         if gamma is None:
             gamma = max(MIN_GAMMA, GAMMA * math.sqrt(facts.dims)) if game == "relativistic" else 0.0
         self.gamma = gamma

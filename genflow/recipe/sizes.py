@@ -47,7 +47,7 @@ def training(preset: dict[str, Any], larger: dict[str, Any], layers: list[dict[s
 
     Args:
         preset: the document of the family's preset.
-        larger: what the preset's sizes above xs have in place of `TRAINING`.
+        larger: the keys of `train` in the preset's section `larger`, which replace those of `TRAINING`.
         layers: the documents above the preset, from which the size is read, and the batch and the optimizer.
     """
     size = size_of(layers)
